@@ -1,0 +1,8 @@
+"""Recompute a run's results from its saved models: ``python eval.py --workdir runs/demo``."""
+
+import sys
+
+from jax_mtlser.cli import eval_command
+
+if __name__ == "__main__":
+    sys.exit(eval_command(sys.argv))

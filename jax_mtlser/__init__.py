@@ -1,0 +1,23 @@
+"""Multi-task speech emotion recognition in JAX: emotion, gender, speaker and speech recognition at once.
+
+Letters in shape annotations, everywhere in this package:
+
+=====  =========================================
+``B``  utterances in a batch
+``S``  audio samples (16 kHz), padded
+``T``  encoder frames
+``D``  hidden size
+``H``  attention heads
+``V``  CTC symbols, blank included
+``N``  transcript length in symbols, padded
+``C``  classes
+``P``  population members
+=====  =========================================
+"""
+
+from jax_mtlser import runtime
+
+__version__ = "0.1.0"
+
+# Before anything of JAX can run: see runtime.py for the wrong results that this keeps away.
+runtime.prepare_xla()

@@ -1,0 +1,1 @@
+"""Corpora: from a layout on disk to a manifest of utterances."""

@@ -1,0 +1,170 @@
+"""Which utterances go together at which padded length: pure functions of (durations, seed, epoch).
+
+A bucket is a padded length. Its bound, the number of utterances in its batches and the width of its transcript
+matrix are fixed for a run, so that each bucket is one compiled program. The order of batches follows from
+(seed, epoch) alone, so a run can resume from its step number.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = [
+    "FILL",
+    "Buckets",
+    "PlanError",
+    "PlannedBatch",
+    "choose_bounds",
+    "make_buckets",
+    "plan_epoch",
+    "plan_in_order",
+]
+
+FILL = -1  # row number that only fills the last batch of a bucket
+
+_TRANSCRIPT_MULTIPLE = 8
+
+
+class PlanError(ValueError):
+    """Batches that cannot be formed; the message names the numbers and the fix."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """The padded shapes of a run.
+
+    Attributes:
+        bounds: padded length of each bucket in samples, ascending.
+        batch_sizes: utterances in each bucket's batches.
+        transcript_widths: symbols in each bucket's transcript matrix.
+        bucket_of: [rows] the bucket of each utterance of the corpus.
+    """
+
+    bounds: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    transcript_widths: tuple[int, ...]
+    bucket_of: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedBatch:
+    """One batch.
+
+    Attributes:
+        bucket: its shape.
+        rows: int64 [B] utterances of the corpus; ``FILL`` in rows that are masked.
+    """
+
+    bucket: int
+    rows: np.ndarray
+
+
+def choose_bounds(lengths: np.ndarray, num_buckets: int, multiple: int = 1) -> np.ndarray:
+    """Bucket bounds with the least total padding.
+
+    Dynamic programming over the distinct lengths: ``best[b, j]`` is the least padded total of the ``j``
+    shortest lengths in ``b`` buckets, the last of which ends at length ``j``.
+
+    Args:
+        lengths: of all utterances, in samples.
+        num_buckets: at most so many bounds are returned; fewer when there are fewer distinct lengths.
+        multiple: bounds are multiples of this.
+
+    Returns:
+        int64 bounds in ascending order; the last covers the longest utterance.
+    """
+    candidates, counts = np.unique(-(-np.asarray(lengths, np.int64) // multiple) * multiple, return_counts=True)
+    size = len(candidates)
+    num_buckets = min(num_buckets, size)
+    below = np.concatenate([[0], np.cumsum(counts)])
+    best = np.full(size + 1, np.inf)
+    best[0] = 0
+    choices = np.zeros((num_buckets, size + 1), np.int64)
+    for bucket in range(num_buckets):
+        following = np.full(size + 1, np.inf)
+        for j in range(1, size + 1):
+            totals = best[:j] + (below[j] - below[:j]) * candidates[j - 1]
+            choices[bucket, j] = i = int(totals.argmin())
+            following[j] = totals[i]
+        best = following
+    bounds, j = [], size
+    for bucket in reversed(range(num_buckets)):
+        bounds.append(candidates[j - 1])
+        j = choices[bucket, j]
+    return np.array(bounds[::-1])
+
+
+def make_buckets(
+    lengths: np.ndarray,
+    transcript_lengths: np.ndarray,
+    *,
+    num_buckets: int,
+    batch_size: int,
+    batch_seconds: float | None,
+    rows_multiple: int,
+    multiple: int,
+    sample_rate: int = 16_000,
+) -> Buckets:
+    """Fix the shapes of a run from the whole corpus, so that all folds share their compiled programs.
+
+    Args:
+        lengths: samples of each utterance.
+        transcript_lengths: symbols of each utterance.
+        num_buckets: number of padded lengths.
+        batch_size: utterances per batch, used when ``batch_seconds`` is None.
+        batch_seconds: padded seconds per batch.
+        rows_multiple: batch sizes are multiples of this (devices times accumulation steps).
+        multiple: bounds are multiples of this (the encoder's hop).
+        sample_rate: samples per second.
+
+    Raises:
+        PlanError: a batch that does not divide over devices and accumulation steps.
+    """
+    bounds = choose_bounds(lengths, num_buckets, multiple)
+    bucket_of = np.searchsorted(bounds, lengths)
+    if batch_seconds is None:
+        if batch_size % rows_multiple:
+            fits = batch_size - batch_size % rows_multiple
+            options = f"{fits} or {fits + rows_multiple}" if fits else f"{rows_multiple}"
+            raise PlanError(
+                f"batch_size {batch_size} does not divide over {rows_multiple} devices x accumulation steps; use {options}"
+            )
+        sizes = [batch_size] * len(bounds)
+    else:
+        sizes = [int(batch_seconds * sample_rate / bound) // rows_multiple * rows_multiple for bound in bounds]
+        if min(sizes) == 0:
+            raise PlanError(
+                f"batch_seconds {batch_seconds} holds fewer than {rows_multiple} utterances (devices x accumulation "
+                f"steps) of {bounds[-1] / sample_rate:.1f} s; use at least {rows_multiple * bounds[-1] / sample_rate:.1f}"
+            )
+    widths = []
+    for bucket in range(len(bounds)):
+        longest = int(transcript_lengths[bucket_of == bucket].max(initial=1))
+        widths.append(-(-longest // _TRANSCRIPT_MULTIPLE) * _TRANSCRIPT_MULTIPLE)
+    return Buckets(tuple(int(bound) for bound in bounds), tuple(sizes), tuple(widths), bucket_of)
+
+
+def plan_epoch(rows: Sequence[int] | np.ndarray, buckets: Buckets, *, seed: int, epoch: int) -> list[PlannedBatch]:
+    """The batches of one epoch: each utterance once, shuffled within its bucket, batches in random order."""
+    random = np.random.Generator(np.random.PCG64([seed, epoch]))
+    batches = _in_buckets(random.permutation(np.asarray(rows, np.int64)), buckets)
+    return [batches[i] for i in random.permutation(len(batches))]
+
+
+def plan_in_order(rows: Sequence[int] | np.ndarray, buckets: Buckets) -> list[PlannedBatch]:
+    """The batches of an evaluation: each utterance once, bucket by bucket."""
+    return _in_buckets(np.asarray(rows, np.int64), buckets)
+
+
+def _in_buckets(rows: np.ndarray, buckets: Buckets) -> list[PlannedBatch]:
+    batches = []
+    for bucket, size in enumerate(buckets.batch_sizes):
+        members = rows[buckets.bucket_of[rows] == bucket]
+        for start in range(0, len(members), size):
+            chosen = members[start : start + size]
+            batches.append(PlannedBatch(bucket, np.pad(chosen, (0, size - len(chosen)), constant_values=FILL)))
+    return batches

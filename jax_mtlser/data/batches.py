@@ -1,0 +1,186 @@
+"""From a batch plan to arrays: gathered on the device from the resident corpus, or read from the memory map."""
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Int16
+
+from jax_mtlser.config import Residency
+from jax_mtlser.data.batch_plan import FILL, Buckets, PlannedBatch
+from jax_mtlser.data.labels import MISSING, Targets
+from jax_mtlser.data.packed import PackedAudio
+
+__all__ = ["Batch", "BatchSource", "fits_on_device", "gather_audio", "prefetch", "waveform"]
+
+# A resident corpus may take this share of the accelerator's memory.
+_MEMORY_SHARE = 0.25
+
+
+@flax.struct.dataclass
+class Batch:
+    """One batch as the step sees it.
+
+    Attributes:
+        audio: int16 [B, S], zero behind each utterance; None when the step gathers it from the resident corpus.
+        offsets: int32 [B] first sample of each utterance in the resident corpus; None with ``audio``.
+        lengths: int32 [B] samples of each utterance; 0 in rows that only fill the batch.
+        emotion, gender, speaker: int32 [B], -1 where not known.
+        transcript: int32 [B, N].
+        transcript_lengths: int32 [B].
+    """
+
+    audio: Array | None
+    offsets: Array | None
+    lengths: Array
+    emotion: Array
+    gender: Array
+    speaker: Array
+    transcript: Array
+    transcript_lengths: Array
+
+
+def fits_on_device(num_samples: int) -> bool:
+    """Whether a corpus of so many samples may live on the accelerator."""
+    if num_samples >= 2**31:  # offsets are int32
+        return False
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return limit is None or 2 * num_samples <= _MEMORY_SHARE * limit
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSource:
+    """Turns planned batches into arrays.
+
+    Attributes:
+        audio: the corpus.
+        targets: of every utterance.
+        buckets: the padded shapes.
+        on_device: batches carry offsets into :meth:`resident_corpus` instead of samples.
+    """
+
+    audio: PackedAudio
+    targets: Targets
+    buckets: Buckets
+    on_device: bool
+
+    @classmethod
+    def create(cls, audio: PackedAudio, targets: Targets, buckets: Buckets, residency: Residency) -> "BatchSource":
+        """Decide where the corpus lies.
+
+        Raises:
+            ValueError: it was to lie on the accelerator and does not fit.
+        """
+        fits = fits_on_device(len(audio.samples) + buckets.bounds[-1])
+        if residency is Residency.DEVICE and not fits:
+            raise ValueError(
+                f"the corpus ({len(audio.samples) * 2 / 2**30:.1f} GiB) does not fit on the accelerator; "
+                "use --config.batching.residency=host"
+            )
+        return cls(audio, targets, buckets, residency is not Residency.HOST and fits)
+
+    def resident_corpus(self) -> np.ndarray:
+        """int16 samples of all utterances, with room behind the last for the longest bucket."""
+        if not self.on_device:
+            return np.zeros(1, np.int16)
+        return np.concatenate([self.audio.samples, np.zeros(self.buckets.bounds[-1], np.int16)])
+
+    def get(self, planned: PlannedBatch) -> Batch:
+        """The arrays of one batch, on the host."""
+        real = planned.rows != FILL
+        rows = np.where(real, planned.rows, 0)
+        targets, width = self.targets, self.buckets.transcript_widths[planned.bucket]
+
+        def labels(values: np.ndarray) -> np.ndarray:
+            return np.where(real, values[rows], MISSING).astype(np.int32)
+
+        transcript_lengths = np.where(real, targets.transcript_lengths[rows], 0).astype(np.int32)
+        stored = targets.transcript[rows, :width] * real[:, None]
+        transcript = np.pad(stored, ((0, 0), (0, width - stored.shape[1]))).astype(np.int32)
+        return Batch(
+            audio=None if self.on_device else self._read(planned),  # type: ignore[arg-type]
+            offsets=np.where(real, self.audio.offsets[rows], 0).astype(np.int32) if self.on_device else None,  # type: ignore[arg-type]
+            lengths=np.where(real, self.audio.lengths[rows], 0).astype(np.int32),  # type: ignore[arg-type]
+            emotion=labels(targets.emotion),  # type: ignore[arg-type]
+            gender=labels(targets.gender),  # type: ignore[arg-type]
+            speaker=labels(targets.speaker),  # type: ignore[arg-type]
+            transcript=transcript,  # type: ignore[arg-type]
+            transcript_lengths=transcript_lengths,  # type: ignore[arg-type]
+        )
+
+    def _read(self, planned: PlannedBatch) -> np.ndarray:
+        audio = np.zeros((len(planned.rows), self.buckets.bounds[planned.bucket]), np.int16)
+        for place, row in enumerate(planned.rows):
+            if row != FILL:
+                samples = self.audio[int(row)]
+                audio[place, : len(samples)] = samples
+        return audio
+
+
+def gather_audio(
+    corpus: Int16[Array, " total"], offsets: Int[Array, " B"], lengths: Int[Array, " B"], num_samples: int
+) -> Int16[Array, "B S"]:
+    """Cut utterances out of the resident corpus, zero behind each."""
+    cut = jax.vmap(lambda start: jax.lax.dynamic_slice(corpus, (start,), (num_samples,)))(offsets)
+    return jnp.where(jnp.arange(num_samples)[None] < lengths[:, None], cut, 0)
+
+
+def waveform(audio: Int16[Array, "B S"], lengths: Int[Array, " B"], *, normalize: bool) -> Float[Array, "B S"]:
+    """Samples as float32 in [-1, 1), or with zero mean and unit variance over each utterance's own samples."""
+    x = audio.astype(jnp.float32) / 32768.0
+    if not normalize:
+        return x
+    valid = jnp.arange(x.shape[1])[None] < lengths[:, None]
+    count = jnp.maximum(lengths, 1)[:, None]
+    mean = jnp.sum(jnp.where(valid, x, 0.0), axis=1, keepdims=True) / count
+    variance = jnp.sum(jnp.where(valid, jnp.square(x - mean), 0.0), axis=1, keepdims=True) / count
+    # 1e-7: the constant of Hugging Face's feature extractor.
+    return jnp.where(valid, (x - mean) * jax.lax.rsqrt(variance + 1e-7), 0.0)
+
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+def prefetch(function: Callable[[_In], _Out], items: Iterable[_In], depth: int = 2) -> Iterator[tuple[_In, _Out]]:
+    """``(item, function(item))`` in order, computed by one thread up to ``depth`` items ahead.
+
+    An exception in ``function`` is raised here, at its item. Leaving the loop early ends the thread.
+    """
+    results: queue.Queue = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+    end = object()
+
+    def put(value: object) -> None:
+        while not stop.is_set():
+            try:
+                return results.put(value, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                if stop.is_set():
+                    return
+                put((item, function(item)))
+            put(end)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (result := results.get()) is not end:
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,1 @@
+"""From predictions to knowledge: protocols, metrics, figures, reports."""

@@ -1,0 +1,308 @@
+"""Every plot. The only module that imports matplotlib, through its objects: no display, no current figure.
+
+Colours are from the Okabe-Ito palette, which stays apart under the common kinds of colour blindness; lines
+differ in dashes too. Figures are drawn on white and sized to be read at 1x (96 CSS pixels to the inch).
+"""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from jax_mtlser.evaluation.metrics import ConfusionSums
+
+__all__ = ["confusion_matrix", "fold_scores", "inline_svg", "save", "training_curves"]
+
+_BLUE, _ORANGE, _AMBER, _GREY = "#0072B2", "#D55E00", "#E69F00", "#555555"
+_WIDTH = 9.4  # inches
+_TEXT = {"parse_math": False}  # a label may hold dollar signs
+# Per task: title, loss key, then the validation scores with their names.
+_TASKS = (
+    ("Emotion", "loss_emotion", {"wa": "WA", "ua": "UA"}),
+    ("Gender", "loss_gender", {"gender_accuracy": "accuracy"}),
+    ("Speaker", "loss_speaker", {"speaker_accuracy": "accuracy"}),
+    ("Transcript", "loss_asr", {"wer": "WER"}),
+)
+_STYLES = ((_BLUE, "-"), (_ORANGE, (0, (5, 2))))
+# Beyond this many members the light lines become an image inside the SVG: the page must not grow to
+# megabytes.
+_MAX_VECTOR_MEMBERS = 12
+
+Curve = dict[float, float]  # epoch -> value
+
+
+def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
+    """Losses (left) and validation scores (right) over epochs, one row for each task that was trained.
+
+    A light line for each member, a strong one for the mean of the members that have reached the epoch.
+    Training losses are means over the logged steps of each epoch.
+
+    Args:
+        logs: the lines of ``metrics.jsonl`` by member; values may be missing or None.
+
+    Returns:
+        None when no line has anything to draw.
+    """
+    rows = []
+    for title, loss, scores in _TASKS:
+        left = {"training": _train_curves(logs, loss), "validation": _validation_curves(logs, loss)}
+        right = {name: _validation_curves(logs, key) for key, name in scores.items()}
+        if any(curves for curves in (*left.values(), *right.values())):
+            rows.append((title, left, right))
+    if not rows:
+        return None
+    figure = _figure(_WIDTH, 2.35 * len(rows))
+    grid = figure.subplots(len(rows), 2, squeeze=False)
+    for (title, left, right), (loss_axes, score_axes) in zip(rows, grid, strict=True):
+        _draw_curves(loss_axes, left, f"{title}: loss", "loss")
+        loss_axes.set_ylim(bottom=0)
+        percent = {name: [_scaled(curve, 100) for curve in curves] for name, curves in right.items()}
+        _draw_curves(score_axes, percent, f"{title}: validation {' and '.join(right)}", "%")
+        if "WER" in right:
+            score_axes.set_ylim(bottom=0)
+        else:
+            score_axes.set_ylim(top=min(score_axes.get_ylim()[1], 101))
+    for axes in grid[-1]:
+        axes.set_xlabel("epoch", fontsize=9)
+    return figure
+
+
+def confusion_matrix(sums: ConfusionSums) -> Figure | None:
+    """Emotion confusions: share of each reference class in per cent, with counts.
+
+    Returns:
+        None when nothing was counted.
+    """
+    if not sums.count:
+        return None
+    size = len(sums.labels)
+    total = sums.matrix.sum(axis=1, keepdims=True)
+    share = np.divide(sums.matrix, total, out=np.zeros(sums.matrix.shape), where=total > 0)
+    side = min(max(3.2 + 0.62 * size, 4.6), 13.0)
+    figure = _figure(side + 0.9, side)
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    names = [_short(label) for label in sums.labels]
+    counted = [f"{name}\n(n = {n:,})" for name, n in zip(names, total[:, 0], strict=True)]
+    steep = size > 6 or max(map(len, names)) > 9
+    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if steep else {}
+    axes.set_xticks(range(size), names, fontsize=9.5, **turned, **_TEXT)
+    axes.set_yticks(range(size), counted, fontsize=9.5, **_TEXT)
+    axes.set_xlabel("predicted", fontsize=10)
+    axes.set_ylabel("reference", fontsize=10)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="minor", length=0)
+    if size <= 12:
+        _write_cells(axes, share, sums.matrix)
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=lambda value, _: f"{100 * value:.0f} %")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=9, length=0)
+    return figure
+
+
+def fold_scores(names: Sequence[str], wa: Sequence[float | None], ua: Sequence[float | None]) -> Figure | None:
+    """Bars of WA and UA for each member, and a line at the mean of each.
+
+    Args:
+        names: of the members.
+        wa, ua: fractions, by member; None leaves the place empty.
+
+    Returns:
+        None when there is no score.
+    """
+    if all(value is None for value in (*wa, *ua)):
+        return None
+    count = len(names)
+    figure = _figure(_WIDTH, 3.1)
+    axes = figure.subplots()
+    for name, values, shift, colour, text, dark, dashes in (
+        ("WA", wa, -0.2, _BLUE, "white", "#00324f", "-"),
+        ("UA", ua, 0.2, _AMBER, "#1a1a1a", "#7a4a00", (0, (5, 2))),
+    ):
+        heights = np.array([math.nan if value is None else 100 * value for value in values])
+        bars = axes.bar(np.arange(count) + shift, heights, 0.38, color=colour, label=name)
+        if np.isfinite(heights).any():
+            mean = float(np.nanmean(heights))
+            axes.axhline(mean, color=dark, lw=1.5, ls=dashes, zorder=3, label=f"mean {name} {mean:.2f} %")
+        if count <= 10:
+            written = ["" if math.isnan(height) else f"{height:.1f}" for height in heights]
+            # In the middle of the bars: at their tops, the mean would run through the numbers.
+            axes.bar_label(bars, written, label_type="center", fontsize=8.5, color=text)
+    every = math.ceil(count / 25)
+    steep = max(len(_short(name)) for name in names) * min(count, 25) > 110
+    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if steep else {}
+    axes.set_xticks(range(0, count, every), [_short(name) for name in names[::every]], fontsize=9, **turned, **_TEXT)
+    axes.set_xlim(-0.7, count - 0.3)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("%", fontsize=9)
+    _tidy(axes)
+    axes.tick_params(axis="x", length=0)
+    figure.legend(loc="outside upper right", ncols=4, fontsize=9, frameon=False)
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> str:
+    """Write ``<stem>.svg`` and ``<stem>.png``.
+
+    Returns:
+        The SVG document. Its text is text, so it can be searched, read aloud, and shown in any script the
+        reader has a font for. The same figure gives the same bytes.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    vector = io.StringIO()
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    # These two settings have no other door; the context takes them back.
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": stem.name}),
+        warnings.catch_warnings(),
+    ):
+        # The layout is computed with matplotlib's own font, which does not have every script.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing from")
+        figure.draw_without_rendering()  # the first layout does not know yet how wide the tick labels are
+        figure.savefig(vector, format="svg", metadata=nothing)
+        figure.savefig(stem.with_suffix(".png"), format="png")
+    svg = vector.getvalue()
+    stem.with_suffix(".svg").write_text(svg, encoding="utf-8")
+    return svg
+
+
+def inline_svg(svg: str, prefix: str, description: str) -> str:
+    """The ``<svg>`` element of a document from :func:`save`, to stand in a page beside others.
+
+    Args:
+        svg: the document.
+        prefix: put before each id, since ids must be unique in the page.
+        description: plain words for readers who do not see the figure.
+    """
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r'\bid="', f'id="{prefix}-', element)
+    element = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", element)
+    # Inside a page a bare selector would reach every element.
+    element = element.replace('<style type="text/css">*{', f'<style type="text/css">.{prefix} *{{')
+    text = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return element.replace("<svg ", f'<svg class="{prefix}" role="img" aria-label="{text}" ', 1)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, with room enough that no label touches another or the border."""
+    layout = ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09)
+    return Figure(figsize=(width, height), dpi=160, layout=layout, facecolor="white")
+
+
+def _train_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> list[Curve]:
+    curves = []
+    for lines in logs.values():
+        # A resumed member logs some steps twice; the later line is the one that led to the result.
+        steps = {line["step"]: line for line in lines if line.get("kind") == "train" and _number(line, key) is not None}
+        epochs: dict[float, list[float]] = {}
+        for line in steps.values():
+            # Steps between epochs 2 and 3 belong to the third; its validation stands at 3.
+            epochs.setdefault(float(max(math.ceil(line["epoch"]), 1)), []).append(line[key])
+        if epochs:
+            curves.append({epoch: sum(values) / len(values) for epoch, values in sorted(epochs.items())})
+    return curves
+
+
+def _validation_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> list[Curve]:
+    curves = []
+    for lines in logs.values():
+        epochs = {
+            float(line["epoch"]): number
+            for line in lines
+            if line.get("kind") == "validation" and (number := _number(line, key)) is not None
+        }
+        if epochs:
+            curves.append(dict(sorted(epochs.items())))
+    return curves
+
+
+def _number(line: Mapping[str, Any], key: str) -> float | None:
+    value = line.get(key)
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _scaled(curve: Curve, factor: float) -> Curve:
+    return {epoch: factor * value for epoch, value in curve.items()}
+
+
+def _mean(curves: Sequence[Curve]) -> Curve:
+    epochs = sorted({epoch for curve in curves for epoch in curve})
+    at = {epoch: [curve[epoch] for curve in curves if epoch in curve] for epoch in epochs}
+    return {epoch: sum(values) / len(values) for epoch, values in at.items()}
+
+
+def _draw_curves(axes: Axes, named: Mapping[str, Sequence[Curve]], title: str, unit: str) -> None:
+    for (name, curves), (colour, dashes) in zip(named.items(), _STYLES, strict=False):
+        if not curves:
+            continue
+        mean = _mean(curves)
+        if len(curves) > 1:
+            faint = max(0.05, min(0.28, 3 / len(curves)))
+            for curve in curves:
+                axes.plot(
+                    list(curve), list(curve.values()), color=colour, lw=0.8, alpha=faint,
+                    rasterized=len(curves) > _MAX_VECTOR_MEMBERS,
+                )  # fmt: skip
+        marker = "o" if len(mean) <= 10 else None
+        axes.plot(
+            list(mean),
+            list(mean.values()),
+            color=colour,
+            ls=dashes,
+            lw=1.9,
+            marker=marker,
+            ms=3.5,
+            label=name,
+            path_effects=[withStroke(linewidth=3.4, foreground="white")],
+        )
+    axes.set_title(title, fontsize=10, loc="left", fontweight="bold", color="#222222")
+    axes.set_ylabel(unit, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    _tidy(axes)
+    if any(named.values()):
+        axes.legend(fontsize=8.5, frameon=False)
+    else:
+        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+
+
+def _write_cells(axes: Axes, share: np.ndarray, counts: np.ndarray) -> None:
+    for (row, column), value in np.ndenumerate(share):
+        percent = f"{100 * value:.1f} %" if counts[row].any() else "–"
+        axes.text(
+            column,
+            row,
+            f"{percent}\n{counts[row, column]:,}",
+            ha="center",
+            va="center",
+            fontsize=9 if len(share) <= 8 else 7,
+            color="white" if value > 0.5 else "#1a1a1a",
+        )
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#999999")
+    axes.tick_params(labelsize=8.5, color="#999999")
+    axes.grid(axis="y", color="#e4e4e4", lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def _short(label: str) -> str:
+    """A label that fits: printable characters only (others are no XML), 18 at most."""
+    printable = "".join(character if character.isprintable() else "·" for character in label)
+    return printable if len(printable) <= 18 else f"{printable[:17]}…"

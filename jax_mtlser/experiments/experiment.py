@@ -1,0 +1,267 @@
+"""What all members of an experiment share: corpus, shapes, encoder, devices, compiled programs."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_mtlser.config import Config, ConfigError, Precision, VocabularySource
+from jax_mtlser.corpora.load import load_corpus
+from jax_mtlser.corpora.manifest import Manifest
+from jax_mtlser.data.audio import SAMPLE_RATE
+from jax_mtlser.data.batch_plan import Buckets, make_buckets, plan_epoch
+from jax_mtlser.data.batches import BatchSource
+from jax_mtlser.data.labels import LabelMaps, encode_targets, normalized_transcripts
+from jax_mtlser.data.packed import PackedAudio, Skipped, pack
+from jax_mtlser.data.vocabulary import (
+    Vocabulary,
+    checkpoint_vocabulary,
+    paper_vocabulary,
+    transcripts_vocabulary,
+)
+from jax_mtlser.experiments.members import Member
+from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
+from jax_mtlser.models.pretrained import PretrainedEncoder, encoder_parameters, open_encoder
+from jax_mtlser.training.optimizer import Rates
+from jax_mtlser.training.prediction import Judge
+from jax_mtlser.training.progress import Display
+from jax_mtlser.training.sharding import CompiledSteps, make_mesh
+from jax_mtlser.training.step import Knobs, StepSpec, TrainState
+
+__all__ = ["Experiment"]
+
+
+@dataclasses.dataclass
+class Experiment:
+    """Loaded once, used by every member.
+
+    Attributes:
+        config: validated.
+        manifest: utterances whose audio could be used.
+        audio: their samples.
+        skipped: the others.
+        encoder: architecture and where its weights are.
+        transcripts: normalised, by row.
+        buckets: padded shapes.
+        mesh: devices.
+    """
+
+    config: Config
+    manifest: Manifest
+    audio: PackedAudio
+    skipped: tuple[Skipped, ...]
+    encoder: PretrainedEncoder
+    transcripts: list[str | None]
+    buckets: Buckets
+    mesh: Any
+    display: Display
+
+    def __post_init__(self) -> None:
+        self._steps: dict[HeadSizes, tuple[StepSpec, CompiledSteps]] = {}
+        self._resident: Any = None
+        self._encoder_params: Any = None
+
+    @classmethod
+    def load(cls, config: Config, display: Display, manifest: Manifest | None = None) -> "Experiment":
+        """Find the encoder, load and decode the corpus, fix the batch shapes.
+
+        Args:
+            config: validated.
+            display: where progress goes.
+            manifest: used instead of loading ``config.corpus``.
+        """
+        encoder = open_encoder(config.model.encoder)
+        shortest = encoder.arch.receptive_field() / SAMPLE_RATE
+        if config.audio.min_seconds < shortest:
+            raise ConfigError(
+                f"audio.min_seconds is {config.audio.min_seconds}; this encoder needs at least {shortest} s for one frame"
+            )
+        mesh = make_mesh(config.training.data_devices)
+        if manifest is None:
+            with display.counting("making the corpus") as progress:
+                manifest = load_corpus(config.corpus, progress)
+        with display.counting("decoding audio") as progress:
+            manifest, audio, skipped = pack(manifest, config.audio, progress=progress)
+        transcripts = normalized_transcripts(manifest, config.model.vocabulary.language)
+        batching = config.batching
+        buckets = make_buckets(
+            audio.lengths,
+            np.array([len(text or "") for text in transcripts]),
+            num_buckets=batching.num_buckets,
+            batch_size=batching.batch_size,
+            batch_seconds=batching.batch_seconds,
+            rows_multiple=batching.accumulation_steps * mesh.shape["data"],
+            multiple=encoder.arch.hop(),
+            sample_rate=SAMPLE_RATE,
+        )
+        experiment = cls(config, manifest, audio, skipped, encoder, transcripts, buckets, mesh, display)
+        experiment._summarise()
+        return experiment
+
+    def _summarise(self) -> None:
+        lengths, buckets = self.audio.lengths, self.buckets
+        padded = np.asarray(buckets.bounds)[buckets.bucket_of].sum()
+        bounds = " ".join(f"{bound / SAMPLE_RATE:.2f}" for bound in buckets.bounds)
+        self.display.line(
+            f"{self.manifest.name}: {len(self.manifest)} utterances, {lengths.sum() / SAMPLE_RATE / 60:.1f} min"
+            + (f", {len(self.skipped)} left out (skipped.csv)" if self.skipped else "")
+            + f"; buckets end at {bounds} s, {padded / lengths.sum():.3f}x of the audio with padding"
+        )
+
+    def maps_of(self, member: Member) -> LabelMaps:
+        """Class names of a member, from its training part."""
+        return LabelMaps.of(self.manifest, member.parts.train, self.config.corpus.emotions)
+
+    def vocabulary_of(self, member: Member) -> Vocabulary | None:
+        """CTC symbols of a member; None when nothing in its training part is transcribed."""
+        texts = [text for row in member.parts.train if (text := self.transcripts[row])]
+        if not texts:
+            return None
+        match self.config.model.vocabulary.source:
+            case VocabularySource.PAPER:
+                return paper_vocabulary()
+            case VocabularySource.CHECKPOINT:
+                if self.encoder.folder is None:
+                    raise ConfigError(
+                        "model.vocabulary.source is checkpoint, but model.encoder.checkpoint is empty; "
+                        "use --config.model.vocabulary.source=paper or transcripts"
+                    )
+                return checkpoint_vocabulary(self.encoder.folder)
+            case VocabularySource.TRANSCRIPTS:
+                return transcripts_vocabulary(texts)
+
+    def head_sizes(self, maps: LabelMaps, vocabulary: Vocabulary | None) -> HeadSizes:
+        """Sizes of the heads that have something to learn.
+
+        Raises:
+            ConfigError: when there is none.
+        """
+
+        def size(classes: tuple[str, ...]) -> int:
+            return len(classes) if len(classes) > 1 else 0
+
+        sizes = HeadSizes(
+            emotion=size(maps.emotion),
+            gender=size(maps.gender),
+            speaker=size(maps.speaker),
+            asr=len(vocabulary.symbols) if vocabulary else 0,
+        )
+        if sizes == HeadSizes():
+            raise ConfigError(
+                f"{self.manifest.name} has no labels to learn from: no task has two classes, and there are no transcripts"
+            )
+        return sizes
+
+    def steps_of(self, sizes: HeadSizes, blank: int) -> CompiledSteps:
+        """The programs for a model with these heads; members with equal heads share them."""
+        encoder, config = self.config.model.encoder, self.config
+        spec = StepSpec(
+            model=MultitaskModel(self.encoder.arch, sizes, compute_dtype(config.training.precision), encoder.hf_compat),
+            optimizer=config.optimizer,
+            normalize_waveform=self.encoder.normalize_waveform,
+            freeze_feature_encoder=encoder.freeze_feature_encoder,
+            ctc_normalization=config.weights.ctc_normalization,
+            blank=blank,
+            accumulation_steps=config.batching.accumulation_steps,
+        )
+        known = self._steps.get(sizes)
+        if known is not None and known[0] == spec:
+            return known[1]
+        resident = len(self.audio.samples) + self.buckets.bounds[-1] if self.on_device else None
+        steps = CompiledSteps(spec, self.buckets, self.mesh, resident_samples=resident)
+        self._steps[sizes] = (spec, steps)
+        return steps
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the corpus lies on the accelerator."""
+        return self._source(None).on_device
+
+    def compile(self, steps: CompiledSteps, *, names: tuple[str, ...] = ("train", "eval")) -> float:
+        """Compile what is not compiled yet; returns the seconds that took."""
+        before = dict(steps.seconds)
+        state = jax.eval_shape(lambda: steps.init_state(steps.init_params(0), 0))
+        total = len(names) * len(self.buckets)
+        with self.display.steps("compiling", 0, total) as show:
+            done = 0
+
+            def progress(name: str, bucket: int, seconds: float) -> None:
+                nonlocal done
+                done += 1
+                show(done, f"{name} {self.buckets.bounds[bucket] / SAMPLE_RATE:.2f} s took {seconds:.1f} s")
+
+            steps.compile(state, self._knobs(1, steps), names=names, progress=progress)
+        new = {key: seconds for key, seconds in steps.seconds.items() if key not in before}
+        if new:
+            shown = ", ".join(
+                f"{name} {self.buckets.bounds[bucket] / SAMPLE_RATE:.2f} s: {seconds:.1f} s"
+                for (name, bucket), seconds in sorted(new.items())
+            )
+            self.display.line(f"compiled {len(new)} programs ({shown})")
+        return sum(new.values())
+
+    def judge_of(self, member: Member, maps: LabelMaps, vocabulary: Vocabulary | None) -> Judge:
+        """What evaluates, and for training feeds, a member."""
+        targets = encode_targets(self.manifest, maps, self.transcripts, vocabulary)
+        return Judge(
+            member=member.name,
+            repeat=member.repeat,
+            fold=member.fold,
+            manifest=self.manifest,
+            maps=maps,
+            vocabulary=vocabulary,
+            transcripts=self.transcripts,
+            steps=self.steps_of(self.head_sizes(maps, vocabulary), vocabulary.blank if vocabulary else 0),
+            source=self._source(targets),
+        )
+
+    def knobs_of(self, member: Member, steps: CompiledSteps) -> Knobs:
+        """Task weights and learning rates of a member, on the devices."""
+        per_epoch = len(plan_epoch(member.parts.train, self.buckets, seed=0, epoch=0))
+        return self._knobs(per_epoch * self.config.training.epochs, steps)
+
+    def initial_state(self, member: Member, steps: CompiledSteps) -> TrainState:
+        """Pre-trained encoder, random heads."""
+        params = dict(steps.init_params(member.seed))
+        if self.encoder.folder is not None:
+            if self._encoder_params is None:
+                self._encoder_params, dropped = encoder_parameters(self.encoder.folder, self.encoder.arch)
+                if dropped:
+                    self.display.line(f"left out of {self.encoder.folder.name}: {', '.join(dropped)}")
+            params["encoder"] = steps.put(self._encoder_params)
+        return steps.init_state(params, member.seed)
+
+    def resident_corpus(self, steps: CompiledSteps) -> Any:
+        """The corpus on the devices, moved there once; one sample where batches bring their own."""
+        if self._resident is None:
+            self._resident = steps.put(self._source(None).resident_corpus())
+        return self._resident
+
+    def _source(self, targets: Any) -> BatchSource:
+        return BatchSource.create(self.audio, targets, self.buckets, self.config.batching.residency)
+
+    def _knobs(self, total_steps: int, steps: CompiledSteps) -> Knobs:
+        weights, optimizer = self.config.weights, self.config.optimizer
+        heads = optimizer.head_learning_rate or optimizer.learning_rate
+        number = lambda value: np.float32(value)
+        rates = Rates(
+            encoder=number(optimizer.learning_rate),  # type: ignore[arg-type]
+            heads=number(heads),  # type: ignore[arg-type]
+            warmup_steps=number(round(optimizer.warmup_fraction * total_steps)),  # type: ignore[arg-type]
+            total_steps=number(total_steps),  # type: ignore[arg-type]
+        )
+        shares = np.array([1.0, weights.alpha, weights.beta, weights.gamma], np.float32)
+        return steps.put(Knobs(weights=shares, rates=rates))  # type: ignore[arg-type]
+
+
+def compute_dtype(precision: Precision) -> Any:
+    """The compute type that a precision means on this machine."""
+    match precision:
+        case Precision.FLOAT32:
+            return jnp.float32
+        case Precision.BFLOAT16:
+            return jnp.bfloat16
+        case Precision.AUTO:
+            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16

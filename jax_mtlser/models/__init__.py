@@ -1,0 +1,1 @@
+"""The network: speech encoder, heads, and the import of pre-trained weights."""

@@ -1,0 +1,108 @@
+"""From samples to feature vectors: the strided convolutions of wav2vec 2.0 and the projection behind them."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_mtlser.config import EncoderArchitecture, FeatureNorm
+from jax_mtlser.models import products
+from jax_mtlser.models.layers import Dense, activation, frame_mask, layer_norm
+
+__all__ = ["FeatureEncoder", "FeatureProjection", "TimeGroupNorm"]
+
+
+class TimeGroupNorm(nn.Module):
+    """GroupNorm with one group per channel: each channel is normalised over its utterance's own frames.
+
+    The reference implementation takes the statistics over the padded length, so that an utterance's output
+    depends on its batch (transformers #21534); a mask that is True everywhere reproduces that.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T C"], mask: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
+        scale = self.param("scale", jax.nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", jax.nn.initializers.zeros, (x.shape[-1],))
+        x, valid = x.astype(jnp.float32), mask[..., None]
+        count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
+        mean = jnp.sum(jnp.where(valid, x, 0.0), axis=1, keepdims=True) / count
+        variance = jnp.sum(jnp.where(valid, jnp.square(x - mean), 0.0), axis=1, keepdims=True) / count
+        normalised = (x - mean) * jax.lax.rsqrt(variance + self.epsilon)
+        return (normalised * scale[None, None] + bias[None, None]).astype(self.dtype)
+
+
+class FeatureEncoder(nn.Module):
+    """The stack of strided convolutions: one feature vector for every ``arch.hop()`` samples.
+
+    Convolutions are not padded, so the frames that belong to an utterance never see the padding behind it.
+
+    Attributes:
+        arch: shape.
+        dtype: compute type.
+        hf_compat: let padding into the GroupNorm statistics, as the reference implementation does.
+    """
+
+    arch: EncoderArchitecture
+    dtype: jnp.dtype = jnp.float32
+    hf_compat: bool = False
+
+    @nn.compact
+    def __call__(self, audio: Float[Array, "B S"], lengths: Int[Array, " B"]) -> Float[Array, "B T C"]:
+        arch = self.arch
+        activate = activation(arch.feat_extract_activation)
+        x = audio[..., None].astype(self.dtype)
+        for layer, (channels, width, stride) in enumerate(
+            zip(arch.conv_dim, arch.conv_kernel, arch.conv_stride, strict=True)
+        ):
+            x = _Conv(channels, width, stride, arch.conv_bias, self.dtype, name=f"conv_{layer}")(x)
+            lengths = (lengths - width) // stride + 1
+            if arch.feat_extract_norm is FeatureNorm.LAYER:
+                x = layer_norm(f"norm_{layer}", self.dtype)(x)
+            elif layer == 0:
+                mask = frame_mask(lengths, x.shape[1])
+                x = TimeGroupNorm(self.dtype, name="norm_0")(x, jnp.ones_like(mask) if self.hf_compat else mask)
+            x = activate(x)
+        return x
+
+
+class _Conv(nn.Module):
+    channels: int
+    width: int
+    stride: int
+    use_bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L I"]) -> Float[Array, "B T O"]:
+        initializer = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1))
+        kernel = self.param("kernel", initializer, (self.width, x.shape[-1], self.channels))
+        x = products.strided_conv(x, kernel, self.stride, self.dtype)
+        if not self.use_bias:
+            return x
+        bias = self.param("bias", jax.nn.initializers.zeros, (self.channels,))
+        return x + bias.astype(self.dtype)[None, None]
+
+
+class FeatureProjection(nn.Module):
+    """LayerNorm, then an affine map to the transformer's width, then dropout."""
+
+    arch: EncoderArchitecture
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "B T C"], *, train: bool) -> Float[Array, "B T D"]:
+        bound = math.sqrt(1.0 / features.shape[-1])
+        uniform = _symmetric_uniform(bound)
+        x = layer_norm("norm", self.dtype, self.arch.layer_norm_eps)(features)
+        x = Dense(self.arch.hidden_size, self.dtype, kernel_init=uniform, bias_init=uniform, name="projection")(x)
+        return nn.Dropout(self.arch.feat_proj_dropout, deterministic=not train)(x)
+
+
+def _symmetric_uniform(bound: float) -> Any:
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)

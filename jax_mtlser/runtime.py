@@ -1,0 +1,90 @@
+"""What has to be settled before JAX starts its backend: XLA flags, memory allocator, compilation cache."""
+
+import ctypes
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["cache_root", "enable_compilation_cache", "prepare_xla", "tune_allocator", "versions"]
+
+# jaxlib 0.10.2 computes wrong sums on CPU when reductions go to YNNPACK (jax-ml/jax#39103): no error, no
+# warning. Fusing nothing but single matrix products keeps its fast products and its results. An XLA that does
+# not know a flag aborts the process, so the flag is set for the affected release only.
+_AFFECTED_JAXLIB = "0.10.2"
+_SAFE_FLAG = "--xla_cpu_experimental_ynn_fusion_type=individual_dot"
+
+
+def prepare_xla() -> None:
+    """Set the XLA flags that correct results depend on; called when the package is imported.
+
+    Raises:
+        RuntimeError: JAX already runs without them, so its results could be wrong.
+    """
+    if metadata.version("jaxlib") != _AFFECTED_JAXLIB:
+        return
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_cpu_experimental_ynn_fusion_type" in flags:
+        return
+    if _backend_is_running():
+        raise RuntimeError(
+            f"jaxlib {_AFFECTED_JAXLIB} gives wrong sums on CPU unless XLA_FLAGS has {_SAFE_FLAG}, and JAX has "
+            "already started without it. Import jax_mtlser before the first JAX computation, set XLA_FLAGS "
+            "yourself, or use another jaxlib."
+        )
+    os.environ["XLA_FLAGS"] = f"{flags} {_SAFE_FLAG}".strip()
+
+
+def _backend_is_running() -> bool:
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return bridge is not None and bridge.backends_are_initialized()
+
+
+def tune_allocator() -> bool:
+    """Keep freed memory in the process instead of returning it to the kernel after every step.
+
+    XLA allocates and frees its buffers at each call; with glibc's defaults every large one costs page faults.
+    Called by the command-line programs, not on import: it changes the whole process.
+
+    Returns:
+        Whether glibc took all settings (False on other platforms).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # names and values of malloc.h
+    settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20))
+    return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def cache_root() -> Path:
+    """The user's cache folder of this package: ``$XDG_CACHE_HOME/jax_mtlser`` or ``~/.cache/jax_mtlser``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jax_mtlser"
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs on disk, so that a second run starts at once.
+
+    A cache folder that the user has set (``JAX_COMPILATION_CACHE_DIR``) is kept.
+    """
+    import jax  # not at module level: prepare_xla() must come first
+
+    if not jax.config.read("jax_compilation_cache_dir"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def versions() -> dict[str, str]:
+    """Versions and device that a result depends on."""
+    import jax
+
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers")
+    return {
+        "jax_mtlser": metadata.version("jax-mtlser"),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "platform": f"{platform.system()} {platform.machine()}",
+    }

@@ -1,0 +1,1 @@
+"""From batches to trained parameters: losses, step, optimizer, loop, checkpoints."""

@@ -1,0 +1,142 @@
+"""Checkpoints of a training and the model that comes out of it: the only place that imports Orbax.
+
+A checkpoint has three items: ``params`` (so that nobody needs the optimizer to evaluate), ``optimizer`` (its state
+and the step) and ``progress`` (JSON). Orbax writes in the background and renames a finished checkpoint into
+place, so one that was cut short is never seen.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from jax_mtlser.training.step import TrainState
+
+__all__ = ["Restored", "TrainingCheckpoints", "load_model", "load_model_description", "save_model"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A training as it was saved."""
+
+    state: TrainState
+    progress: dict[str, Any]
+
+
+class TrainingCheckpoints:
+    """The resumable states of one training: the latest, and the best by validation."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a folder; it is made when the first checkpoint is saved."""
+        policies = checkpoint_managers
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(1),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["selection"],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            folder.resolve(),
+            options=ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True),
+            item_names=("params", "optimizer", "progress"),
+        )
+
+    def save(self, state: TrainState, progress: dict[str, Any], *, selection_metric: float | None = None) -> None:
+        """Start saving; returns as soon as the arrays are copied off the devices.
+
+        Args:
+            state: after ``progress["step"]`` steps.
+            progress: JSON values; whatever the loop needs to go on.
+            selection_metric: given for a state that is better than all before it.
+        """
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            progress=ocp.args.JsonSave(progress),
+        )
+        metrics = None if selection_metric is None else {"selection": selection_metric}
+        self._manager.save(progress["step"], args=items, metrics=metrics)
+
+    def restore_latest(self, like: TrainState) -> Restored | None:
+        """The latest state; None when nothing was saved yet.
+
+        Args:
+            like: a state with the shapes, types and shardings to restore; its random key is kept, because keys
+                follow from the seed.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        optimizer = {"step": like.step, "opt_state": like.opt_state}
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(_abstract(like.params)),
+                optimizer=ocp.args.StandardRestore(_abstract(optimizer)),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        state = dataclasses.replace(
+            like, step=items.optimizer["step"], params=items.params, opt_state=items.optimizer["opt_state"]
+        )
+        return Restored(state, items.progress)
+
+    def restore_params(self, step: int, like: Any) -> Any:
+        """The parameters saved at a step."""
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(like)))
+        return self._manager.restore(step, args=args).params
+
+    def wait(self) -> None:
+        """Return when everything that was handed to :meth:`save` is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then let go of the folder."""
+        self._manager.close()
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Delete the resumable states of a finished training."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_model(folder: Path, params: Any, description: dict[str, Any]) -> None:
+    """Write a finished model: its parameters and a JSON description. What was in the folder is replaced."""
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        items = ocp.args.Composite(params=ocp.args.StandardSave(params), description=ocp.args.JsonSave(description))
+        checkpointer.save(temporary.resolve(), args=items)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def load_model_description(folder: Path) -> dict[str, Any]:
+    """The JSON description of a finished model."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.Composite(description=ocp.args.JsonRestore())
+        return checkpointer.restore(folder.resolve(), args=args).description
+
+
+def load_model(folder: Path, like: Any) -> Any:
+    """The parameters of a finished model.
+
+    Args:
+        folder: as given to :func:`save_model`.
+        like: parameters, or their shapes, types and shardings.
+    """
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(like)))
+        return checkpointer.restore(folder.resolve(), args=args).params
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -1,0 +1,101 @@
+"""From evaluation steps to one :class:`Prediction` per utterance."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_mtlser.corpora.manifest import Manifest
+from jax_mtlser.data.batch_plan import FILL, plan_in_order
+from jax_mtlser.data.batches import BatchSource, prefetch
+from jax_mtlser.data.labels import LabelMaps
+from jax_mtlser.data.vocabulary import Vocabulary
+from jax_mtlser.evaluation.predictions import Part, Prediction
+from jax_mtlser.training.losses import LossSums
+from jax_mtlser.training.sharding import CompiledSteps
+
+__all__ = ["Judge", "Judged"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Predictions in the order of the rows asked for, and the losses over them (None for no rows)."""
+
+    predictions: list[Prediction]
+    losses: LossSums | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Judges utterances with a member's parameters.
+
+    Attributes:
+        member, repeat, fold: written into the predictions.
+        manifest: all utterances.
+        maps: class names.
+        vocabulary: CTC symbols; None without an ASR head.
+        transcripts: normalised references, by row.
+        steps: compiled programs.
+        source: batches.
+    """
+
+    member: str
+    repeat: int
+    fold: int
+    manifest: Manifest
+    maps: LabelMaps
+    vocabulary: Vocabulary | None
+    transcripts: Sequence[str | None]
+    steps: CompiledSteps
+    source: BatchSource
+
+    def __call__(self, params: Any, corpus: Any, rows: Sequence[int], part: Part) -> Judged:
+        """Evaluate ``rows`` of the manifest."""
+        found: dict[int, Prediction] = {}
+        losses: LossSums | None = None
+        batches = plan_in_order(rows, self.source.buckets)
+        for planned, batch in prefetch(lambda p: self.steps.put_batch(self.source.get(p)), batches):
+            result = jax.device_get(self.steps.evaluate(planned.bucket, params, batch, corpus))
+            losses = result.losses if losses is None else losses + result.losses
+            for place, row in enumerate(planned.rows):
+                if row != FILL:
+                    found[int(row)] = self._prediction(int(row), part, result, place)
+        return Judged([found[row] for row in rows], losses)
+
+    def _prediction(self, row: int, part: Part, result: Any, place: int) -> Prediction:
+        utterance, maps = self.manifest.utterances[row], self.maps
+
+        def chosen(task: str) -> tuple[str | None, tuple[float, ...]]:
+            shares = getattr(result, task)
+            if shares is None:
+                return None, ()
+            shares = shares[place]
+            return getattr(maps, task)[int(np.argmax(shares))], tuple(float(share) for share in shares)
+
+        emotion, emotion_shares = chosen("emotion")
+        gender, gender_shares = chosen("gender")
+        text_predicted = None
+        if self.vocabulary is not None and result.symbols is not None:
+            frames = int(result.frame_lengths[place])
+            text_predicted = self.vocabulary.decode(result.symbols[place, :frames].tolist())
+        return Prediction(
+            id=utterance.id,
+            member=self.member,
+            repeat=self.repeat,
+            fold=self.fold,
+            part=part,
+            emotion=utterance.emotion,
+            emotion_predicted=emotion,
+            emotion_probabilities=emotion_shares,
+            gender=utterance.gender,
+            gender_predicted=gender,
+            gender_probabilities=gender_shares,
+            speaker=utterance.speaker,
+            speaker_known=utterance.speaker in maps.speaker,
+            speaker_predicted=chosen("speaker")[0],
+            text=self.transcripts[row] or None,
+            text_predicted=text_predicted,
+            groups=dict(utterance.groups),
+        )

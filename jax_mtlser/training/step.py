@@ -1,0 +1,243 @@
+"""The training step and the evaluation step: pure functions of (state, batch, knobs), jitted in sharding.py."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int16
+
+from jax_mtlser.config import CtcNormalization, LearningRateSchedule, OptimizerConfig
+from jax_mtlser.data.batches import Batch, gather_audio, waveform
+from jax_mtlser.models.multitask import MultitaskModel, MultitaskOutput
+from jax_mtlser.training.losses import TASKS, LossSums, ctc_feasible, task_losses
+from jax_mtlser.training.optimizer import Rates, apply_rates, gradient_transform, merge, schedule, split
+
+__all__ = [
+    "Evaluation",
+    "Knobs",
+    "StepMetrics",
+    "StepSpec",
+    "TrainState",
+    "create_state",
+    "eval_step",
+    "train_step",
+]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes.
+
+    Attributes:
+        step: int32, optimizer steps taken.
+        params: the model's parameters, float32.
+        opt_state: of the trainable parameters.
+        key: typed random key of the run; never changed, steps fold their number into it.
+    """
+
+    step: Array
+    params: Any
+    opt_state: Any
+    key: Array
+
+
+@flax.struct.dataclass
+class Knobs:
+    """Numbers that may change between runs without a new compilation.
+
+    Attributes:
+        weights: float32 [4], of emotion (1), gender (alpha), speaker (beta) and speech recognition (gamma).
+        rates: learning rates.
+    """
+
+    weights: Array
+    rates: Rates
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """What is compiled into a step.
+
+    Attributes:
+        model: the network.
+        optimizer: settings of AdamW; learning rates are taken from the knobs instead.
+        normalize_waveform: see :func:`~jax_mtlser.data.batches.waveform`.
+        freeze_feature_encoder: keep the convolutional layers.
+        ctc_normalization: see :class:`CtcNormalization`.
+        blank: CTC symbol.
+        accumulation_steps: equal parts in which a batch is worked through.
+    """
+
+    model: MultitaskModel
+    optimizer: OptimizerConfig
+    normalize_waveform: bool
+    freeze_feature_encoder: bool = False
+    ctc_normalization: CtcNormalization = CtcNormalization.NONE
+    blank: int = 0
+    accumulation_steps: int = 1
+
+    @property
+    def schedule(self) -> LearningRateSchedule:
+        """Shape of the learning rate."""
+        return self.optimizer.schedule
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """What a training step reports; scalars on the device until somebody looks.
+
+    Attributes:
+        losses: sums per task, unweighted.
+        loss: the weighted total that was minimised.
+        gradient_norm: before clipping.
+        learning_rate: of the encoder.
+        finite: loss and gradient are finite numbers.
+    """
+
+    losses: LossSums
+    loss: Array
+    gradient_norm: Array
+    learning_rate: Array
+    finite: Array
+
+
+@flax.struct.dataclass
+class Evaluation:
+    """What an evaluation step gives, row by row.
+
+    Attributes:
+        losses: sums per task.
+        emotion, gender, speaker: float32 [B, C] probabilities; None without the head.
+        symbols: int32 [B, T] most probable symbol of each frame; None without the head.
+        frame_lengths: int32 [B].
+    """
+
+    losses: LossSums
+    emotion: Array | None
+    gender: Array | None
+    speaker: Array | None
+    symbols: Array | None
+    frame_lengths: Array
+
+
+def create_state(spec: StepSpec, params: Any, seed: Array) -> TrainState:
+    """State before the first step. ``seed`` is traced: another seed compiles nothing."""
+    trainable, _ = split(params, freeze_feature_encoder=spec.freeze_feature_encoder)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=gradient_transform(spec.optimizer).init(trainable),
+        key=jax.random.key(seed),
+    )
+
+
+def train_step(
+    spec: StepSpec,
+    num_samples: int,
+    state: TrainState,
+    batch: Batch,
+    knobs: Knobs,
+    corpus: Int16[Array, " total"],
+) -> tuple[TrainState, StepMetrics]:
+    """One optimizer step.
+
+    Args:
+        spec: static.
+        num_samples: padded length of the batch; static.
+        state: donated by the caller.
+        batch: B rows; with accumulation, row ``j`` belongs to part ``j % accumulation_steps``.
+        knobs: weights and learning rates.
+        corpus: the resident corpus, or one unused sample.
+    """
+    trainable, frozen = split(state.params, freeze_feature_encoder=spec.freeze_feature_encoder)
+    step_key = jax.random.fold_in(state.key, state.step)
+    counts = _label_counts(spec, batch)
+
+    def loss_of(trainable: Any, part: Batch, key: Array) -> tuple[Array, LossSums]:
+        streams = dict(zip(("dropout", "spec_augment", "layerdrop"), jax.random.split(key, 3), strict=True))
+        params = merge(trainable, frozen)
+        output = _apply(spec, num_samples, params, part, corpus, train=True, rngs=streams)
+        sums = task_losses(output, part, normalization=spec.ctc_normalization, blank=spec.blank)
+        # Divided by the counts of the whole batch, so that the parts add up to its mean.
+        means = jnp.stack([getattr(sums, task).total / count for task, count in zip(TASKS, counts, strict=True)])
+        return jnp.dot(knobs.weights, means), sums
+
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    if spec.accumulation_steps == 1:
+        (loss, sums), gradients = gradient(trainable, batch, step_key)
+    else:
+        loss, sums, gradients = _accumulate(spec.accumulation_steps, gradient, trainable, batch, step_key)
+
+    updates, opt_state = gradient_transform(spec.optimizer).update(gradients, state.opt_state, trainable)
+    share = schedule(state.step, knobs.rates, spec.schedule)
+    trainable = optax.apply_updates(trainable, apply_rates(updates, knobs.rates, share))
+    norm = optax.tree.norm(gradients)
+    metrics = StepMetrics(
+        losses=sums,
+        loss=loss,
+        gradient_norm=norm,
+        learning_rate=share * knobs.rates.encoder,
+        finite=jnp.isfinite(loss) & jnp.isfinite(norm),
+    )
+    state = dataclasses.replace(state, step=state.step + 1, params=merge(trainable, frozen), opt_state=opt_state)
+    return state, metrics
+
+
+def eval_step(
+    spec: StepSpec, num_samples: int, params: Any, batch: Batch, corpus: Int16[Array, " total"]
+) -> Evaluation:
+    """Probabilities and losses of one batch, without dropout."""
+    output = _apply(spec, num_samples, params, batch, corpus, train=False, rngs=None)
+
+    def probabilities(logits: Array | None) -> Array | None:
+        return None if logits is None else jax.nn.softmax(logits, axis=-1)
+
+    return Evaluation(
+        losses=task_losses(output, batch, normalization=spec.ctc_normalization, blank=spec.blank),
+        emotion=probabilities(output.emotion),
+        gender=probabilities(output.gender),
+        speaker=probabilities(output.speaker),
+        symbols=None if output.asr is None else jnp.argmax(output.asr, axis=-1).astype(jnp.int32),
+        frame_lengths=output.frame_lengths,
+    )
+
+
+def _apply(
+    spec: StepSpec, num_samples: int, params: Any, batch: Batch, corpus: Array, *, train: bool, rngs: Any
+) -> MultitaskOutput:
+    audio = batch.audio
+    if audio is None:
+        assert batch.offsets is not None
+        audio = gather_audio(corpus, batch.offsets, batch.lengths, num_samples)
+    x = waveform(audio, batch.lengths, normalize=spec.normalize_waveform)
+    return spec.model.apply({"params": params}, x, batch.lengths, train=train, rngs=rngs)  # type: ignore[return-value]
+
+
+def _label_counts(spec: StepSpec, batch: Batch) -> tuple[Array, ...]:
+    """Rows that each task's loss will count, from the labels alone; at least 1."""
+    frames = jnp.maximum(spec.model.arch.num_frames(batch.lengths), 0)
+    spelled = (batch.transcript_lengths > 0) & ctc_feasible(frames, batch.transcript, batch.transcript_lengths)
+    known = [labels >= 0 for labels in (batch.emotion, batch.gender, batch.speaker)]
+    return tuple(jnp.maximum(jnp.sum(rows), 1).astype(jnp.float32) for rows in (*known, spelled))
+
+
+def _accumulate(
+    parts: int, gradient: Callable[..., Any], trainable: Any, batch: Batch, key: Array
+) -> tuple[Array, LossSums, Any]:
+    """Sum of losses and gradients over the parts of a batch, one after the other."""
+    # Part j takes rows j, j + parts, ...: rows stay on their device when the batch is sharded.
+    split_batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+        (loss, sums), gradients = gradient(trainable, *part)
+        return jax.tree.map(jnp.add, total, (loss, sums, gradients)), None
+
+    keys = jax.random.split(key, parts)
+    shapes = jax.eval_shape(gradient, trainable, jax.tree.map(lambda x: x[0], split_batch), key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (*shapes[0], shapes[1]))
+    total, _ = jax.lax.scan(add, zeros, (split_batch, keys))
+    return total

@@ -1,0 +1,198 @@
+"""What the model says of an utterance does not depend on its batch, its bucket, or the rows that fill the batch."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_mtlser.config import EncoderArchitecture, FeatureNorm
+from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
+
+_SMALL = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": (12, 12),
+    "conv_kernel": (10, 3),
+    "conv_stride": (5, 2),
+    "num_conv_pos_embedding_groups": 4,
+}
+ARCHITECTURES = {
+    # Positional convolution by the Fourier transform, and as a convolution.
+    "group": EncoderArchitecture(**_SMALL, num_conv_pos_embeddings=12),
+    "layer": EncoderArchitecture(
+        **_SMALL,
+        num_conv_pos_embeddings=5,
+        feat_extract_norm=FeatureNorm.LAYER,
+        conv_bias=True,
+        do_stable_layer_norm=True,
+    ),
+}
+SIZES = HeadSizes(emotion=4, gender=2, speaker=5, asr=6)
+BUCKETS = (300, 480)
+SHORTEST = ARCHITECTURES["group"].receptive_field()
+LOGITS = ("emotion", "gender", "speaker", "asr")
+
+
+def _model(name, dtype=jnp.float32):
+    return MultitaskModel(ARCHITECTURES[name], SIZES, dtype)
+
+
+@functools.cache
+def _parameters(name):
+    shapes = jax.eval_shape(
+        functools.partial(_model(name).init, train=False), jax.random.key(0), jnp.zeros((1, 300)), jnp.array([300])
+    )
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        # Gains around one; biases and the rest away from zero.
+        gain = path[-1].key in ("scale", "gain")
+        scale = 0.3 if len(leaf.shape) > 1 else 0.1
+        return jnp.asarray(gain + scale * rng.standard_normal(leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
+def _apply(name, dtype=jnp.float32):
+    return jax.jit(functools.partial(_model(name, dtype).apply, _parameters(name), train=False))
+
+
+def _utterance(length, seed):
+    return np.random.default_rng(seed).standard_normal(length).astype(np.float32)
+
+
+def _batch(utterances, total):
+    audio = np.zeros((len(utterances), total), np.float32)
+    for row, samples in enumerate(utterances):
+        audio[row, : len(samples)] = samples
+    return audio, np.array([len(samples) for samples in utterances])
+
+
+def _own(output, row):
+    """Everything said of one utterance, cut to its own frames."""
+    frames = int(output.frame_lengths[row])
+    values = {name: np.asarray(getattr(output, name)[row], np.float32) for name in LOGITS}
+    return values | {"asr": values["asr"][:frames], "embedding": np.asarray(output.embedding[row])}
+
+
+def _assert_same(ours, expected, tolerance):
+    for name, value in expected.items():
+        assert ours[name].shape == value.shape, name
+        assert np.isfinite(ours[name]).all(), name
+        np.testing.assert_allclose(ours[name], value, rtol=0, atol=tolerance, err_msg=name)
+
+
+_lengths = st.integers(SHORTEST, BUCKETS[0])
+_others = st.lists(st.one_of(st.just(0), st.integers(SHORTEST, BUCKETS[1])), min_size=2, max_size=2)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(length=_lengths, others=_others, row=st.integers(0, 2))
+def test_an_utterance_alone_equals_itself_in_any_batch_and_bucket(name, length, others, row):
+    samples = _utterance(length, seed=length)
+    alone = _own(_apply(name)(*_batch([samples], BUCKETS[0])), 0)
+    utterances = [_utterance(other, seed=100 + number) for number, other in enumerate(others)]
+    utterances.insert(row, samples)
+    output = _apply(name)(*_batch(utterances, BUCKETS[1]))
+    _assert_same(_own(output, row), alone, 1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_utterance_equals_itself_at_exactly_its_own_length(name):
+    samples = _utterance(251, seed=1)
+    exact = _own(_apply(name)(*_batch([samples], 251)), 0)
+    _assert_same(_own(_apply(name)(*_batch([samples], BUCKETS[0])), 0), exact, 1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_samples_behind_an_utterance_do_not_matter(name):
+    audio, lengths = _batch([_utterance(200, 1), _utterance(287, 2), []], BUCKETS[1])
+    spoilt = np.where(np.arange(BUCKETS[1])[None] < lengths[:, None], audio, 50.0).astype(np.float32)
+    clean, ours = (_apply(name)(x, lengths) for x in (audio, spoilt))
+    for row in range(2):
+        _assert_same(_own(ours, row), _own(clean, row), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_fill_rows_and_rows_too_short_for_a_frame_are_finite(name, dtype):
+    output = _apply(name, dtype)(*_batch([[], _utterance(SHORTEST - 1, 0), _utterance(300, 1)], BUCKETS[1]))
+    np.testing.assert_array_equal(output.frame_lengths[:2], 0)
+    np.testing.assert_array_equal(output.embedding[:2], 0)
+    assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(output))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_shortest_utterance_has_one_frame(name):
+    output = _apply(name)(*_batch([_utterance(SHORTEST, 0)] * 3, BUCKETS[1]))
+    np.testing.assert_array_equal(output.frame_lengths, 1)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradients_come_from_the_counted_rows_only(name):
+    model, parameters = _model(name), _parameters(name)
+    samples = _utterance(230, 1)
+
+    def loss(parameters, audio, lengths, counted):
+        output = model.apply(parameters, audio, lengths, train=False)
+        frames = jnp.arange(output.asr.shape[1])[None] < output.frame_lengths[:, None]
+        symbols = jnp.sum(jnp.where(frames[..., None], jnp.sin(output.asr), 0.0), axis=(1, 2))
+        classes = sum(jnp.sum(jnp.sin(getattr(output, task)), axis=1) for task in LOGITS[:3])
+        return jnp.sum(jnp.where(counted, symbols + classes, 0.0))
+
+    gradient = jax.jit(jax.grad(loss))
+    alone = gradient(parameters, *_batch([samples], BUCKETS[0]), np.array([True]))
+    batch = _batch([[], samples, _utterance(BUCKETS[1], 2)], BUCKETS[1])
+    beside = gradient(parameters, *batch, np.array([False, True, False]))
+    for (path, expected), ours in zip(jax.tree_util.tree_leaves_with_path(alone), jax.tree.leaves(beside), strict=True):
+        where = jax.tree_util.keystr(path)
+        scale = max(1.0, float(jnp.abs(expected).max()))
+        np.testing.assert_allclose(ours / scale, expected / scale, rtol=0, atol=1e-5, err_msg=where)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradients_stay_finite_beside_fill_rows_in_bfloat16(name):
+    model, batch = _model(name, jnp.bfloat16), _batch([[], _utterance(230, 1), []], BUCKETS[0])
+
+    def loss(parameters):
+        return jnp.sum(model.apply(parameters, *batch, train=False).emotion)
+
+    gradients = jax.jit(jax.grad(loss))(_parameters(name))
+    assert all(leaf.dtype == jnp.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_in_bfloat16_batches_agree_within_its_rounding(name):
+    samples = _utterance(230, 1)
+    alone = _own(_apply(name, jnp.bfloat16)(*_batch([samples], BUCKETS[0])), 0)
+    batch = _batch([[], samples, _utterance(BUCKETS[1], 2)], BUCKETS[1])
+    beside = _own(_apply(name, jnp.bfloat16)(*batch), 1)
+    full = _own(_apply(name)(*batch), 1)
+    for task in (*LOGITS, "embedding"):
+        scale = float(np.abs(full[task]).max())
+        print(
+            task,
+            f"between batches {np.abs(beside[task] - alone[task]).max() / scale:.1e},",
+            f"from float32 {np.abs(beside[task] - full[task]).max() / scale:.1e}",
+        )
+        np.testing.assert_allclose(beside[task] / scale, alone[task] / scale, rtol=0, atol=2e-2, err_msg=task)
+        np.testing.assert_allclose(beside[task] / scale, full[task] / scale, rtol=0, atol=5e-2, err_msg=task)
+
+
+def test_a_head_without_classes_is_left_out():
+    model = MultitaskModel(ARCHITECTURES["group"], HeadSizes(emotion=3))
+    output, variables = jax.eval_shape(
+        functools.partial(model.init_with_output, train=False), jax.random.key(0), jnp.zeros((2, 300)), jnp.ones(2, int)
+    )
+    assert output.emotion.shape == (2, 3)
+    assert output.gender is output.speaker is output.asr is None
+    assert set(variables["params"]) == {"encoder", "emotion_head"}

@@ -1,0 +1,209 @@
+"""The compiled step: equal on one and eight devices, with and without accumulation; masks and frozen groups."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_mtlser.config import EncoderArchitecture, LearningRateSchedule, OptimizerConfig, Residency
+from jax_mtlser.data.batch_plan import PlannedBatch, make_buckets, plan_epoch
+from jax_mtlser.data.batches import BatchSource
+from jax_mtlser.data.labels import Targets
+from jax_mtlser.data.packed import PackedAudio
+from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
+from jax_mtlser.training.optimizer import Rates
+from jax_mtlser.training.sharding import CompiledSteps, make_mesh
+from jax_mtlser.training.step import Knobs, StepSpec
+
+ROWS = 24
+ARCH = EncoderArchitecture(
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    conv_dim=(16, 16, 16),
+    conv_kernel=(10, 8, 4),
+    conv_stride=(5, 8, 8),
+    num_conv_pos_embeddings=9,
+    num_conv_pos_embedding_groups=2,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+    activation_dropout=0.0,
+    final_dropout=0.0,
+    layerdrop=0.0,
+    mask_time_prob=0.0,
+)
+SIZES = HeadSizes(emotion=4, gender=2, speaker=3, asr=7)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, schedule=LearningRateSchedule.CONSTANT, clip_norm=1.0)
+
+
+def corpus() -> tuple[PackedAudio, Targets]:
+    random = np.random.default_rng(0)
+    lengths = random.integers(6_000, 16_000, ROWS)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    audio = PackedAudio(random.integers(-8000, 8000, offsets[-1]).astype(np.int16), offsets)
+    transcript_lengths = random.integers(0, 6, ROWS).astype(np.int32)
+    transcript = random.integers(1, 7, (ROWS, 6)) * (np.arange(6) < transcript_lengths[:, None])
+    targets = Targets(
+        emotion=random.integers(-1, 4, ROWS).astype(np.int32),
+        gender=random.integers(-1, 2, ROWS).astype(np.int32),
+        speaker=random.integers(-1, 3, ROWS).astype(np.int32),
+        transcript=transcript.astype(np.int32),
+        transcript_lengths=transcript_lengths,
+    )
+    return audio, targets
+
+
+def knobs(alpha: float = 0.4, beta: float = 0.6, gamma: float = 0.1, rate: float = 1e-2) -> Knobs:
+    number = np.float32
+    rates = Rates(encoder=number(rate), heads=number(rate), warmup_steps=number(0), total_steps=number(100))
+    return Knobs(weights=np.array([1, alpha, beta, gamma], np.float32), rates=rates)
+
+
+class Setting:
+    """A small model with compiled steps, and the batches to feed it."""
+
+    def __init__(self, *, devices: int = 1, accumulation: int = 1, residency=Residency.DEVICE, targets=None, **changes):
+        audio, all_targets = corpus()
+        arch = dataclasses.replace(ARCH, **changes.pop("arch", {}))
+        self.buckets = make_buckets(
+            audio.lengths, np.full(ROWS, 6), num_buckets=changes.pop("num_buckets", 1), batch_size=8,
+            batch_seconds=None, rows_multiple=devices * accumulation, multiple=arch.hop(),
+        )  # fmt: skip
+        self.source = BatchSource.create(audio, targets or all_targets, self.buckets, residency)
+        spec = StepSpec(
+            MultitaskModel(arch, SIZES), OPTIMIZER, normalize_waveform=True, accumulation_steps=accumulation, **changes
+        )
+        resident = len(audio.samples) + self.buckets.bounds[-1] if self.source.on_device else None
+        self.steps = CompiledSteps(spec, self.buckets, make_mesh(devices), resident_samples=resident)
+        self.state = self.steps.init_state(self.steps.init_params(0), 0)
+        self.steps.compile(self.state, knobs())
+        self.corpus = self.steps.put(self.source.resident_corpus())
+
+    def run(self, planned, weights=None):
+        batch = self.steps.put_batch(self.source.get(planned))
+        values = self.steps.put(weights or knobs())
+        self.state, metrics = self.steps.train(planned.bucket, self.state, batch, values, self.corpus)
+        return jax.device_get(metrics)
+
+    def train(self, steps: int = 3):
+        metrics = [self.run(planned) for planned in plan_epoch(range(ROWS), self.buckets, seed=0, epoch=0)[:steps]]
+        return metrics, jax.device_get(self.state.params)
+
+
+def largest_difference(one, other) -> float:
+    return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, other)))
+
+
+@functools.cache
+def plain():
+    return Setting().train()
+
+
+@pytest.mark.parametrize("changes", [{"devices": 8}, {"accumulation": 4}, {"devices": 2, "accumulation": 2}])
+def test_devices_and_accumulation_do_not_change_the_training(changes):
+    metrics, params = plain()
+    other_metrics, other_params = Setting(**changes).train()
+    for one, other in zip(metrics, other_metrics, strict=True):
+        np.testing.assert_allclose(one.loss, other.loss, rtol=1e-5)
+        np.testing.assert_allclose(one.gradient_norm, other.gradient_norm, rtol=1e-4)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), one.losses, other.losses)
+    # Adam divides by the gradient's size, so where that is all rounding error, steps differ by up to the rate.
+    assert largest_difference(params, other_params) < 1e-3
+
+
+def test_eight_devices_see_the_same_gradient_sum_in_plain_descent():
+    """The first Adam step is sign-like; the gradient norm and loss above are the exact comparison, this the update."""
+    one, eight = Setting(), Setting(devices=8)
+    planned = plan_epoch(range(ROWS), one.buckets, seed=3, epoch=0)[0]
+    assert abs(float(one.run(planned).gradient_norm) - float(eight.run(planned).gradient_norm)) < 1e-5
+
+
+def test_a_corpus_on_the_host_gives_the_same_training_bit_for_bit():
+    metrics, params = plain()
+    host_metrics, host_params = Setting(residency=Residency.HOST).train()
+    assert [m.loss for m in metrics] == [m.loss for m in host_metrics]
+    assert largest_difference(params, host_params) == 0.0
+
+
+def test_changing_the_weights_compiles_nothing_and_scales_the_loss():
+    setting = Setting()
+    programs = setting.steps.num_programs
+    planned = plan_epoch(range(ROWS), setting.buckets, seed=0, epoch=0)[0]
+    with jax.log_compiles(False):
+        metrics = setting.run(planned, knobs(alpha=0.0, beta=2.0, gamma=0.5, rate=0.0))
+    losses = metrics.losses
+    expected = losses.emotion.mean() + 2.0 * losses.speaker.mean() + 0.5 * losses.asr.mean()
+    np.testing.assert_allclose(metrics.loss, expected, rtol=1e-6)
+    assert setting.steps.num_programs == programs == 2 * len(setting.buckets)
+
+
+def test_one_program_per_bucket_and_step_kind():
+    setting = Setting(num_buckets=3)
+    assert setting.steps.num_programs == 2 * 3
+    assert set(setting.steps.seconds) == {(name, b) for name in ("train", "eval") for b in range(3)}
+
+
+def test_a_rate_of_zero_changes_no_parameter():
+    setting = Setting()
+    before = jax.device_get(setting.state.params)
+    setting.run(plan_epoch(range(ROWS), setting.buckets, seed=0, epoch=0)[0], knobs(rate=0.0))
+    assert largest_difference(before, jax.device_get(setting.state.params)) == 0.0
+
+
+def test_a_task_without_labels_leaves_its_head_as_it_was():
+    _, targets = corpus()
+    nobody = np.full(ROWS, -1, np.int32)
+    masked = dataclasses.replace(targets, gender=nobody, speaker=nobody, transcript_lengths=np.zeros(ROWS, np.int32))
+    setting = Setting(targets=masked)
+    before = jax.device_get(setting.state.params)
+    metrics, after = setting.train(1)
+    assert [float(getattr(metrics[0].losses, task).count) for task in ("gender", "speaker", "asr")] == [0, 0, 0]
+    # Biases see no weight decay, so their change is the gradient's alone; kernels shrink by the decay.
+    decay = 1 - OPTIMIZER.learning_rate * OPTIMIZER.weight_decay
+    for head in ("gender_head", "speaker_head", "asr_head"):
+        assert np.array_equal(before[head]["logits"]["bias"], after[head]["logits"]["bias"])
+        np.testing.assert_allclose(after[head]["logits"]["kernel"], before[head]["logits"]["kernel"] * decay, rtol=1e-6)
+    assert not np.array_equal(before["emotion_head"]["logits"]["bias"], after["emotion_head"]["logits"]["bias"])
+
+
+def test_a_frozen_feature_encoder_stays_bit_identical_and_has_no_optimizer_state():
+    setting = Setting(freeze_feature_encoder=True)
+    before = jax.device_get(setting.state.params)
+    _, after = setting.train()
+    assert largest_difference(before["encoder"]["feature_encoder"], after["encoder"]["feature_encoder"]) == 0.0
+    assert largest_difference(before["encoder"]["layer_0"], after["encoder"]["layer_0"]) > 0.0
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(setting.state.opt_state)]
+    assert not any("feature_encoder" in path for path in paths)
+    assert any("feature_projection" in path for path in paths)
+
+
+def test_steps_and_seeds_draw_different_dropout():
+    noisy = {"hidden_dropout": 0.5}
+    setting = Setting(arch=noisy)
+    planned = plan_epoch(range(ROWS), setting.buckets, seed=0, epoch=0)[0]
+    losses = [float(setting.run(planned, knobs(rate=0.0)).loss) for _ in range(2)]
+    assert losses[0] != losses[1]
+    again = Setting(arch=noisy)
+    assert float(again.run(planned, knobs(rate=0.0)).loss) == losses[0]
+
+
+def test_the_step_reports_numbers_that_are_not_finite():
+    setting = Setting()
+    spoiled = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), setting.state.params)
+    setting.state = setting.state.replace(params=setting.steps.put(spoiled))
+    assert not setting.run(plan_epoch(range(ROWS), setting.buckets, seed=0, epoch=0)[0]).finite
+
+
+def test_rows_that_only_fill_a_batch_change_nothing():
+    setting = Setting()
+    rows = np.arange(8)
+    short = np.concatenate([rows[:5], np.full(3, -1)])
+    whole, partial = setting.source.get(PlannedBatch(0, rows)), setting.source.get(PlannedBatch(0, short))
+    full = setting.steps.evaluate(0, setting.state.params, setting.steps.put_batch(whole), setting.corpus)
+    part = setting.steps.evaluate(0, setting.state.params, setting.steps.put_batch(partial), setting.corpus)
+    np.testing.assert_allclose(full.emotion[:5], part.emotion[:5], atol=1e-6)
+    assert float(part.losses.gender.count) == int((corpus()[1].gender[:5] >= 0).sum())
