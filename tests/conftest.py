@@ -1,6 +1,9 @@
 """Settings of the whole test suite; they must be in place before JAX starts."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,11 +11,19 @@ import pytest
 # Eight emulated devices, so that sharding is tested on any machine.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# One cache for the whole session, its worker processes and the commands that tests start: most of the suite's
+# time is compilation, and many tests compile the same programs. User caches stay untouched.
+if "MTLSER_TEST_CACHE" not in os.environ:
+    os.environ["MTLSER_TEST_CACHE"] = tempfile.mkdtemp(prefix="jax_mtlser_tests_")
+    atexit.register(shutil.rmtree, os.environ["MTLSER_TEST_CACHE"], ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = os.environ["MTLSER_TEST_CACHE"]
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["MTLSER_TEST_CACHE"], "xla")
 
 import jax
 
-import jax_mtlser  # noqa: F401  (sets the flags that correct results depend on)
+import jax_mtlser
 
+jax_mtlser.runtime.enable_compilation_cache()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -23,9 +34,3 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("MTLSER_REAL_DATA is not set: no real recordings to test on")
     return Path(folder)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Decoded audio and corpora of the tests must not end up in the user's cache."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))

@@ -1,6 +1,6 @@
 """Matrix products and convolutions: the one place that decides how they are computed.
 
-Operands are cast to the compute type, sums accumulate in float32. In bfloat16 the incoming cotangent is cast
+Operands are cast to the compute type, each product accumulates in float32. In bfloat16 the incoming cotangent is cast
 too: otherwise ``preferred_element_type`` would silently turn every backward product into a float32 one.
 Strided convolutions are written as matrix products on frame chunks, because XLA's one-dimensional convolutions
 are slow on CPU and become grouped convolutions under ``vmap`` over population members.

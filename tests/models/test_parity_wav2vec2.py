@@ -33,6 +33,10 @@ MODULE_TOLERANCE = 1e-5
 ENCODER_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3  # of the largest entry of each tensor
 
+# Code generation dominates the time of these tests; results do not rest on LLVM's optimisations, and the full-size
+# tests run with them.
+QUICK_COMPILE = {"xla_backend_optimization_level": 0}
+
 BASE = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -142,8 +146,9 @@ def _check(ours, theirs, tolerance):
     assert error <= tolerance
 
 
-def _apply(module, parameters, *inputs, **options):
-    return jax.jit(lambda p, *x: module.apply({"params": p}, *x, **options))(parameters, *inputs)
+def _apply(module, parameters, *inputs, compiler_options=QUICK_COMPILE, **options):
+    function = jax.jit(lambda p, *x: module.apply({"params": p}, *x, **options), compiler_options=compiler_options)
+    return function(parameters, *inputs)
 
 
 def test_defaults_are_those_of_transformers():
@@ -236,7 +241,7 @@ def _encoder_gradient(name: str, folder: Path) -> Any:
         output = encoder.apply({"params": parameters}, audio, lengths, train=False, output_hidden_states=True)
         return jnp.sum(output.frames * weights), output
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True), compiler_options=QUICK_COMPILE)
 
 
 @functools.cache
@@ -442,6 +447,7 @@ def test_full_size_encoder_agrees(values, tmp_path):
         reference.parameters,
         audio,
         jnp.asarray(lengths),
+        compiler_options=None,
         train=False,
         output_hidden_states=True,
     )

@@ -64,11 +64,11 @@ def test_without_labels_or_without_a_head_nothing_is_counted():
     np.testing.assert_array_equal(_mean_cross_entropy(np.ones((3, 2), np.float32), jnp.full(3, -1))[1], 0)
 
 
-def test_a_row_that_is_not_counted_may_hold_anything():
-    logits = np.array([[1.0, 2.0], [np.inf, np.nan]], np.float32)
-    loss, gradient = _mean_cross_entropy(logits, jnp.array([0, -1]))
-    assert float(loss) == pytest.approx(math.log(1 + math.e))
-    np.testing.assert_array_equal(gradient[1], 0)
+def test_extreme_logits_stay_finite_and_a_row_that_is_not_counted_has_no_gradient():
+    logits = np.array([[1e4, -1e4], [1e30, -1e30]], np.float32)
+    loss, gradient = _mean_cross_entropy(logits, jnp.array([1, -1]))
+    assert float(loss) == pytest.approx(2e4)
+    np.testing.assert_array_equal(gradient, [[1, -1], [0, 0]])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -150,10 +150,10 @@ def test_feasible_means_that_the_frames_can_spell_it(symbols, frames, feasible):
 
 
 def test_an_infeasible_transcript_is_counted_and_changes_nothing_else():
-    logits = _normal(2, 4, 3)
+    logits, frames = _normal(2, 4, 3), np.array([4, 4])
     labels, lengths = _packed([[1, 1, 1], [1, 2]])
-    both = _ctc(logits, np.array([4, 4]), labels, lengths)
-    alone = _ctc(logits[1:], np.array([4]), labels[1:], lengths[1:])
+    both = _ctc(logits, frames, labels, lengths)
+    alone = _ctc(logits[::-1].copy(), frames, labels[::-1].copy(), np.array([2, 0], np.int32))
     assert [float(x) for x in both[1:3]] == [1, 1]
     assert float(both[0]) == pytest.approx(float(alone[0]), rel=1e-6)
     np.testing.assert_array_equal(both[3][0], 0)
@@ -182,11 +182,16 @@ def test_without_any_transcript_or_head_the_loss_is_zero():
 # CTC against closed forms.
 
 
-def _one(logits, symbols, *, normalization=CtcNormalization.NONE, blank=0):
-    labels, lengths = _packed([symbols], max(len(symbols), 1))
-    loss, _ = ctc(
-        jnp.asarray(logits)[None], jnp.array([len(logits)]), labels, lengths, normalization=normalization, blank=blank
-    )
+_compiled_ctc = jax.jit(ctc, static_argnames=("normalization", "blank"))
+
+
+def _one(logits, symbols, *, blank=0):
+    """The loss of one transcript; padded to one shape, so that it is compiled once for each number of symbols."""
+    padded = np.zeros((1, 9, logits.shape[1]), np.float32)
+    padded[0, : len(logits)] = logits
+    labels, lengths = _packed([symbols], 3)
+    frames = np.array([len(logits)], np.int32)
+    loss, _ = _compiled_ctc(padded, frames, labels, lengths, normalization=CtcNormalization.NONE, blank=blank)
     return float(loss.total)
 
 
@@ -224,7 +229,7 @@ def test_ctc_is_the_probability_of_all_paths_that_spell_the_transcript(symbols, 
 def test_each_utterance_is_normalised_before_the_mean_over_utterances(normalization, divisors):
     logits, frames = _normal(3, 7, 4), np.array([7, 5, 7])
     labels, lengths = _packed([[1, 2, 3], [1, 1], []], 3)
-    loss, _ = ctc(logits, frames, labels, lengths, normalization=normalization)
+    loss, _ = _compiled_ctc(logits, frames, labels, lengths, normalization=normalization)
     plain = [_one(logits[row, : frames[row]], labels[row, : lengths[row]].tolist()) for row in range(2)]
     expected = sum(value / divisor for value, divisor in zip(plain, divisors, strict=True)) / 2
     assert float(loss.mean()) == pytest.approx(expected, rel=1e-5)
@@ -259,6 +264,7 @@ def _batch_and_output():
     return batch, output
 
 
+@jax.jit
 def _losses(output, batch):
     return task_losses(output, batch, normalization=CtcNormalization.LABELS, blank=0)
 
@@ -271,7 +277,7 @@ def test_each_task_counts_its_own_labels():
     assert float(losses.speaker.mean()) == 0
 
 
-@pytest.mark.parametrize("cuts", [(3,), (1, 2), (2, 4), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("cuts", [(3,), (1, 3), (1, 2, 3, 4, 5)])
 def test_merged_parts_are_the_whole_batch(cuts):
     batch, output = _batch_and_output()
     whole = _losses(output, batch)

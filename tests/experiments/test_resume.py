@@ -1,0 +1,136 @@
+"""A training that is killed, by any signal and at any moment, ends with the parameters of one that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import write_corpus
+
+from jax_mtlser.run_folder import RunFolder, read_json
+from jax_mtlser.training.checkpoint import load_model, load_model_description
+
+ROOT = Path(__file__).parents[2]
+# 12 training utterances, 4 per batch: 3 steps per epoch.
+STEPS = 36
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("tones"))
+
+
+def start(corpus: Path, workdir: Path) -> subprocess.Popen:
+    command = [
+        sys.executable, "train.py", "--config", "tests/experiments/tiny.py", "--workdir", str(workdir),
+        f"--config.corpus.path={corpus}", "--config.training.epochs=12", "--config.protocol.only_folds=0,",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::DeprecationWarning:jax_mtlser"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(corpus: Path, workdir: Path) -> str:
+    process = start(corpus, workdir)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
+    """Return once the log shows that ``step`` was taken."""
+    log = RunFolder(workdir).member("r0_f0").metrics
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if log.exists() and log.read_text().count('"train"') >= step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.001)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def outcome(workdir: Path) -> dict:
+    """Everything that must not depend on interruptions."""
+    member = RunFolder(workdir).member("r0_f0")
+    sizes = load_model_description(member.model)["architecture"]
+    lines = [json.loads(line) for line in member.metrics.read_text().splitlines()]
+    for line in lines:
+        line.pop("audio_seconds_per_second", None)
+    result = read_json(member.result)
+    return {
+        "architecture": sizes,
+        "log": lines,
+        "predictions": member.predictions.read_text(),
+        "selected": result["selected_epoch"],
+        "metrics": result["metrics"],
+    }
+
+
+def parameters(workdir: Path) -> list[np.ndarray]:
+    folder = RunFolder(workdir).member("r0_f0").model
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        metadata = checkpointer.metadata(folder.resolve())["params"]
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata.tree)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(load_model(folder, like))]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finish(corpus, workdir)
+    return workdir
+
+
+def assert_same(workdir: Path, uninterrupted: Path) -> None:
+    assert outcome(workdir) == outcome(uninterrupted)
+    pairs = list(zip(parameters(workdir), parameters(uninterrupted), strict=True))
+    assert len(pairs) > 20
+    assert all(np.array_equal(one, other) for one, other in pairs)
+
+
+def test_kill_9_at_random_steps_resumes_to_the_same_bits(corpus, uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    chosen = sorted(random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID", "kill")).sample(range(1, STEPS), 2))
+    for step in chosen:
+        process = start(corpus, workdir)
+        wait_for_step(process, workdir, step)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not RunFolder(workdir).member("r0_f0").result.exists(), f"killed after step {chosen}, too late"
+    finish(corpus, workdir)
+    assert_same(workdir, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_request_saves_the_step_it_came_in_and_resumes_to_the_same_bits(corpus, uninterrupted, tmp_path, number):
+    workdir = tmp_path / "run"
+    process = start(corpus, workdir)
+    wait_for_step(process, workdir, 7)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, output
+    assert f"stopped by {number.name} after step" in output
+    assert "Traceback" not in output
+    output = finish(corpus, workdir)
+    assert "going on after step" in output
+    assert_same(workdir, uninterrupted)
+
+
+def test_the_same_command_on_a_finished_run_trains_nothing(corpus, uninterrupted):
+    before = outcome(uninterrupted)
+    output = finish(corpus, uninterrupted)
+    assert "finished before" in output
+    assert "compiled" not in output
+    assert outcome(uninterrupted) == before

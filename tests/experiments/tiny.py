@@ -1,0 +1,95 @@
+"""A run that takes seconds: tones instead of speech, one small layer, real files and folders."""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from jax_mtlser.config import (
+    BatchingConfig,
+    Config,
+    CorpusConfig,
+    CorpusKind,
+    EncoderArchitecture,
+    EncoderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProtocolConfig,
+    TrainingConfig,
+    VocabularyConfig,
+    VocabularySource,
+)
+from jax_mtlser.corpora.manifest import Manifest, Utterance, write_manifest
+
+EMOTIONS = ("angry", "sad")
+WORDS = ("A", "BA", "AB A")
+
+
+def write_corpus(folder: Path, utterances: int = 30, **dropped: None) -> Path:
+    """A folder of tones whose pitch tells the speaker and whose loudness contour tells the emotion.
+
+    Args:
+        folder: where to.
+        utterances: how many.
+        **dropped: columns to leave out, as ``text=None``.
+    """
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(utterances):
+        speaker, emotion = number % 3, EMOTIONS[(number // 3) % 2]
+        seconds = random.uniform(0.4, 0.8)
+        time = np.arange(int(16_000 * seconds)) / 16_000
+        wave = 0.3 * np.sin(2 * np.pi * (200 + 150 * speaker) * time) + 0.02 * random.standard_normal(len(time))
+        if emotion == "sad":
+            wave *= np.linspace(1.0, 0.1, len(time))
+        path = folder / "wav" / f"tone{number:02d}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, wave, 16_000)
+        labels = {
+            "emotion": emotion,
+            "gender": "female" if speaker == 1 else "male",
+            "speaker": f"S{speaker}",
+            "text": WORDS[number % 3],
+        }
+        labels |= dropped
+        rows.append(Utterance(id=path.stem, path=path, groups={"session": str(number % 5)}, **labels))
+    write_manifest(Manifest("tones", tuple(rows)), folder / "manifest.csv")
+    return folder
+
+
+def tiny_config(corpus: Path, *, epochs: int = 2) -> Config:
+    """Two folds of a one-layer encoder; one bucket, so two programs."""
+    return Config(
+        name="tiny",
+        corpus=CorpusConfig(kind=CorpusKind.TABLE, path=str(corpus)),
+        model=ModelConfig(
+            encoder=EncoderConfig(
+                checkpoint="",
+                architecture=EncoderArchitecture(
+                    hidden_size=16,
+                    num_hidden_layers=1,
+                    num_attention_heads=2,
+                    intermediate_size=16,
+                    conv_dim=(8, 16),
+                    conv_kernel=(40, 8),
+                    conv_stride=(20, 16),
+                    num_conv_pos_embeddings=3,
+                    num_conv_pos_embedding_groups=2,
+                    mask_time_length=4,
+                ),
+            ),
+            vocabulary=VocabularyConfig(source=VocabularySource.TRANSCRIPTS),
+        ),
+        batching=BatchingConfig(batch_size=4, num_buckets=1),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        protocol=ProtocolConfig(folds=2, validation_fraction=0.2),
+        # One device: the suite emulates eight, and batches of four do not divide over them.
+        training=TrainingConfig(
+            epochs=epochs, data_devices=1, log_every_steps=1, checkpoint_every_steps=2, tensorboard=False
+        ),
+    )
+
+
+def get_config() -> Config:
+    """For command lines: ``--config tests/experiments/tiny.py --config.corpus.path=FOLDER``."""
+    return tiny_config(Path())
