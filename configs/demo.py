@@ -18,6 +18,7 @@ from jax_mtlser.config import (
     OptimizerConfig,
     ProtocolConfig,
     ProtocolKind,
+    Selection,
     TaskWeights,
     TrainingConfig,
     VocabularyConfig,
@@ -32,7 +33,7 @@ def get_config() -> Config:
         corpus=CorpusConfig(
             kind=CorpusKind.DEMO,
             emotions=("angry", "happy", "neutral", "sad"),
-            demo=DemoConfig(sentences_per_style=20),
+            demo=DemoConfig(sentences_per_style=30),
         ),
         model=ModelConfig(
             encoder=EncoderConfig(
@@ -42,24 +43,29 @@ def get_config() -> Config:
                     num_hidden_layers=3,
                     num_attention_heads=4,
                     intermediate_size=256,
-                    conv_dim=(64, 64, 96, 128),
-                    conv_kernel=(10, 8, 4, 4),
-                    conv_stride=(5, 4, 4, 4),
+                    # Few, wide strides: the usual seven layers would spend the minutes on the first two.
+                    conv_dim=(64, 128, 128),
+                    conv_kernel=(100, 6, 4),
+                    conv_stride=(20, 4, 4),
                     num_conv_pos_embeddings=16,
                     num_conv_pos_embedding_groups=4,
                     do_stable_layer_norm=True,
-                    layerdrop=0.0,
+                    hidden_dropout=0.05,
+                    attention_dropout=0.0,
                     activation_dropout=0.0,
+                    layerdrop=0.0,
                     mask_time_prob=0.0,
                 ),
             ),
             vocabulary=VocabularyConfig(source=VocabularySource.TRANSCRIPTS),
         ),
-        weights=TaskWeights(alpha=0.4, beta=0.6, gamma=0.1),
-        batching=BatchingConfig(batch_size=16, num_buckets=4),
+        # The speaker head gets the emotion head's weight: ten voices are many for so few minutes.
+        weights=TaskWeights(alpha=0.4, beta=1.0, gamma=0.1),
+        batching=BatchingConfig(batch_size=8, num_buckets=3),
         optimizer=OptimizerConfig(
-            learning_rate=2e-3, schedule=LearningRateSchedule.COSINE, warmup_fraction=0.05, weight_decay=0.01
+            learning_rate=2e-3, schedule=LearningRateSchedule.COSINE, warmup_fraction=0.1, weight_decay=0.01
         ),
         protocol=ProtocolConfig(kind=ProtocolKind.STRATIFIED, folds=5, only_folds=(0,)),
-        training=TrainingConfig(epochs=30),
+        # With 96 validation utterances the best epoch is mostly chance; the rate has decayed by the last one.
+        training=TrainingConfig(epochs=18, selection=Selection.LAST),
     )

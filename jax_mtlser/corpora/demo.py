@@ -32,7 +32,7 @@ __all__ = ["make_demo_corpus"]
 
 _SAMPLE_RATE = 16_000
 # Raise when the same settings would give other recordings: corpora of older formats are then made anew.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +48,18 @@ class _Voice:
     pitch: float
 
 
+# Variants whose average spectra are far apart, so that a few minutes of training can tell them.
 _VOICES = {
-    "F1": _Voice("en-us+f1", 44),
-    "M1": _Voice("en+m1", 50),
-    "F2": _Voice("en+f2", 56),
-    "M2": _Voice("en-us+m2", 58),
-    "F3": _Voice("en-us+f3", 40),
-    "M3": _Voice("en-gb-scotland+m3", 46),
-    "F4": _Voice("en-gb-scotland+f4", 52),
-    "M4": _Voice("en-us+m5", 42),
-    "F5": _Voice("en-gb-x-rp+f5", 46),
-    "M5": _Voice("en-gb-x-rp+m7", 60),
+    "F1": _Voice("en-us+Alicia", 44),
+    "M1": _Voice("en-us+Lee", 50),
+    "F2": _Voice("en+Andrea", 50),
+    "M2": _Voice("en+m2", 56),
+    "F3": _Voice("en-us+anika", 46),
+    "M3": _Voice("en-gb-scotland+quincy", 46),
+    "F4": _Voice("en-gb-scotland+belinda", 52),
+    "M4": _Voice("en-us+victor", 44),
+    "F5": _Voice("en-gb-x-rp+steph", 48),
+    "M5": _Voice("en-gb-x-rp+benjamin", 54),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jax_mtlser.config import Config, ConfigError, Precision, VocabularySource
 from jax_mtlser.corpora.load import load_corpus
-from jax_mtlser.corpora.manifest import Manifest
+from jax_mtlser.corpora.manifest import Manifest, ManifestError
 from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.data.batch_plan import Buckets, make_buckets, plan_epoch
 from jax_mtlser.data.batches import BatchSource
@@ -23,7 +23,7 @@ from jax_mtlser.data.vocabulary import (
 )
 from jax_mtlser.experiments.members import Member
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
-from jax_mtlser.models.pretrained import PretrainedEncoder, encoder_parameters, open_encoder
+from jax_mtlser.models.pretrained import CheckpointError, PretrainedEncoder, encoder_parameters, open_encoder
 from jax_mtlser.training.optimizer import Rates
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
@@ -72,16 +72,13 @@ class Experiment:
             display: where progress goes.
             manifest: used instead of loading ``config.corpus``.
         """
-        encoder = open_encoder(config.model.encoder)
+        encoder, manifest = cls._find(config, display, manifest)
         shortest = encoder.arch.receptive_field() / SAMPLE_RATE
         if config.audio.min_seconds < shortest:
             raise ConfigError(
                 f"audio.min_seconds is {config.audio.min_seconds}; this encoder needs at least {shortest} s for one frame"
             )
         mesh = make_mesh(config.training.data_devices)
-        if manifest is None:
-            with display.counting("making the corpus") as progress:
-                manifest = load_corpus(config.corpus, progress)
         with display.counting("decoding audio") as progress:
             manifest, audio, skipped = pack(manifest, config.audio, progress=progress)
         transcripts = normalized_transcripts(manifest, config.model.vocabulary.language)
@@ -99,6 +96,25 @@ class Experiment:
         experiment = cls(config, manifest, audio, skipped, encoder, transcripts, buckets, mesh, display)
         experiment._summarise()
         return experiment
+
+    @staticmethod
+    def _find(config: Config, display: Display, manifest: Manifest | None) -> tuple[PretrainedEncoder, Manifest]:
+        """The encoder and the corpus; when both are missing, both are told."""
+        problems: list[Exception] = []
+        try:
+            if manifest is None:
+                with display.counting("reading the corpus") as progress:
+                    manifest = load_corpus(config.corpus, progress)
+        except ManifestError as error:
+            problems.append(error)
+        try:
+            encoder = open_encoder(config.model.encoder)
+        except CheckpointError as error:
+            problems.append(error)
+        if problems:
+            raise ConfigError("\n".join(map(str, problems))) from problems[0]
+        assert manifest is not None
+        return encoder, manifest
 
     def _summarise(self) -> None:
         lengths, buckets = self.audio.lengths, self.buckets

@@ -1,0 +1,148 @@
+"""The command line as a newcomer meets it: short messages, no tracebacks, nothing loaded before flags are judged."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jax_mtlser import cli
+from jax_mtlser.run_folder import RunFolder, read_json
+
+ROOT = Path(__file__).parents[1]
+DEMO = f"--config={ROOT}/configs/demo.py"
+
+
+def train(*flags: str) -> int:
+    return cli.train_command(["train.py", *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([DEMO], "--workdir is missing"),
+        (["--workdir=x"], "--config is missing"),
+        ([f"--config={ROOT}/configs/dem.py", "--workdir=x"], "there is no configuration file .*configs/demo.py"),
+        ([DEMO, "--workdir=x", "--config.optimizer.learnin_rate=1"], "has no setting 'learnin_rate'; did you mean learning_rate"),
+        ([DEMO, "--workdir=x", "--config.optimiser.eps=1"], "has no setting 'optimiser'; did you mean optimizer"),
+        ([DEMO, "--workdir=x", "--config.name.eps=1"], "config.name is a value, not a group"),
+        ([DEMO, "--workdir=x", "--config.optimizer.learning_rate=fast"], "learning_rate=fast"),
+        ([DEMO, "--workdir=x", "--config.batching.residency=gpu"], r"<auto\|device\|host>"),
+        ([DEMO, "--workdir=x", "--config.training.epochs=0"], "training.epochs is 0"),
+        ([DEMO, "--workdir=x", "--wrkdir=y"], "Did you mean: workdir"),
+        ([DEMO, "--workdir=x", "epochs=3"], "what is 'epochs=3'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_flag_is_answered_in_a_few_lines(flags, message, capsys):
+    assert train(*flags) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error, re.DOTALL), error
+    assert "Traceback" not in error
+    assert error.startswith("error: ")
+
+
+def test_a_config_file_with_a_mistake_is_named_with_its_line(tmp_path, capsys):
+    (tmp_path / "bad.py").write_text("def get_config():\n    return undefined_name\n")
+    assert train(f"--config={tmp_path}/bad.py", "--workdir=x") == 2
+    error = capsys.readouterr().err
+    assert "undefined_name" in error
+    assert "bad.py, line 2" in error
+
+
+def test_a_config_of_another_type_is_refused(tmp_path, capsys):
+    (tmp_path / "other.py").write_text("def get_config():\n    return {'a': 1}\n")
+    assert train(f"--config={tmp_path}/other.py", "--workdir=x") == 2
+    assert "not a jax_mtlser Config" in capsys.readouterr().err
+
+
+def test_missing_corpus_and_checkpoint_are_both_told_with_their_options(tmp_path, capsys):
+    flags = [f"--config={ROOT}/configs/ten_fold.py", f"--workdir={tmp_path}/run"]
+    flags += [f"--config.corpus.path={tmp_path}/nowhere", f"--config.model.encoder.checkpoint={tmp_path}/no_weights"]
+    assert train(*flags) == 2
+    error = capsys.readouterr().err
+    assert "nowhere" in error
+    assert "--config.corpus.path" in error
+    assert "no_weights" in error
+    assert "--config.model.encoder.checkpoint" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_ml_collections_spellings_work():
+    argv = [
+        "train.py",
+        "--config",
+        f"{ROOT}/configs/demo.py",
+        "--workdir",
+        "runs/x",
+        "--config.optimizer.learning_rate=2e-5",
+    ]
+    argv += [
+        "--config.optimizer.schedule=linear",
+        "--config.protocol.only_folds=0,2",
+        "--noconfig.training.tensorboard",
+    ]
+    argv += ["--config.optimizer.head_learning_rate", "0.5"]
+    config, workdir = cli.parse_train_flags(argv)
+    assert workdir == Path("runs/x")
+    assert config.optimizer.learning_rate == 2e-5
+    assert config.optimizer.schedule.value == "linear"
+    assert config.optimizer.head_learning_rate == 0.5
+    assert config.protocol.only_folds == (0, 2)
+    assert config.training.tensorboard is False
+
+
+def test_help_and_unknown_commands(capsys):
+    assert cli.main(["jax-mtlser", "--help"]) == 0
+    assert "jax-mtlser train --config FILE" in capsys.readouterr().out
+    assert cli.main(["jax-mtlser", "trian"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
+    assert train("--help") == 0
+    assert "--workdir DIR" in capsys.readouterr().out
+
+
+def test_evaluating_nothing_is_answered_shortly(tmp_path, capsys):
+    assert cli.main(["jax-mtlser", "eval", "--workdir", str(tmp_path)]) == 1
+    assert "is no run folder" in capsys.readouterr().err
+
+
+def test_every_train_command_in_the_readme_is_understood():
+    commands = re.findall(r"python train\.py ([^\n`]*--workdir[^\n`]*)", (ROOT / "README.md").read_text())
+    assert len(commands) >= 4
+    for command in commands:
+        flags = [re.sub(r"configs/", f"{ROOT}/configs/", flag) for flag in shlex.split(command.split("&&")[0])]
+        config, _ = cli.parse_train_flags(["train.py", *flags])
+        assert config.name
+
+
+def test_the_demo_runs_end_to_end_in_small(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("espeakng_loader")
+    flags = [
+        DEMO,
+        f"--workdir={tmp_path}/run",
+        "--config.corpus.demo.sentences_per_style=2",
+        "--config.training.epochs=1",
+    ]
+    flags += ["--config.batching.num_buckets=1", "--config.training.data_devices=1"]
+    assert cli.main(["jax-mtlser", "train", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "demo: 80 utterances" in shown
+    assert "pooled" in shown
+    results = read_json(RunFolder(tmp_path / "run").results)
+    assert all(value is not None for value in results["pooled"].values())
+    assert "Random folds" in (tmp_path / "run" / "report" / "index.html").read_text()
+    assert list((tmp_path / "run" / "members" / "r0_f0" / "tensorboard").iterdir())
+    assert cli.main(["jax-mtlser", "eval", "--workdir", f"{tmp_path}/run"]) == 0
+    assert "all recomputed numbers equal" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_what_the_readme_says(tmp_path):
+    """The README's first command in full; about four minutes on two cores."""
+    pytest.importorskip("espeakng_loader")
+    assert train(DEMO, f"--workdir={tmp_path}/run", "--config.training.data_devices=1") == 0
+    pooled = read_json(RunFolder(tmp_path / "run").results)["pooled"]
+    assert pooled["ua"] >= 0.85
+    assert pooled["gender_accuracy"] >= 0.95
+    assert pooled["speaker_accuracy"] >= 0.85
+    assert pooled["wer"] <= 0.5

@@ -1,0 +1,123 @@
+"""Configurations: every file in configs/ is valid, and bad values are named with limit and fix."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from jax_mtlser.config import (
+    Config,
+    ConfigError,
+    CorpusConfig,
+    CorpusKind,
+    LearningRateSchedule,
+    ProtocolKind,
+    Selection,
+    from_dict,
+    to_dict,
+    validate,
+)
+from jax_mtlser.run_folder import read_json, write_json
+
+FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path: Path) -> Config:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def demo() -> Config:
+    return Config(name="test", corpus=CorpusConfig(kind=CorpusKind.DEMO))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_each_config_file_is_valid_says_its_command_and_survives_json(path, tmp_path):
+    config = load(path)
+    validate(config)
+    assert f"python train.py --config configs/{path.name}" in path.read_text()
+    write_json(tmp_path / "config.json", to_dict(config))
+    assert from_dict(Config, read_json(tmp_path / "config.json")) == config
+
+
+def test_ten_fold_is_the_papers_table_1():
+    config = load(FILES[0].parent / "ten_fold.py")
+    assert (config.optimizer.learning_rate, config.batching.batch_size, config.training.epochs) == (1e-5, 8, 100)
+    assert (config.weights.alpha, config.weights.beta, config.weights.gamma) == (0.4, 0.6, 0.1)
+    assert (config.protocol.folds, config.protocol.repeats) == (10, 10)
+    assert not config.model.encoder.freeze_feature_encoder
+
+
+def test_a_copy_shares_nothing():
+    config = demo()
+    other = config.copy()
+    other.optimizer.learning_rate = 1.0
+    other.optimizer.schedule = LearningRateSchedule.COSINE
+    assert config == demo()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("optimizer.learning_rate", 0.0, r"optimizer.learning_rate is 0.0; it must be greater than 0"),
+        ("optimizer.beta1", 1.0, r"optimizer.beta1 is 1.0; it must lie in \[0, 1\)"),
+        ("weights.gamma", -1.0, r"weights.gamma is -1.0; it must be 0 or greater"),
+        ("weights.alpha", float("nan"), r"weights.alpha is nan"),
+        ("batching.batch_size", 0, r"batching.batch_size is 0"),
+        ("batching.accumulation_steps", 3, r"batch_size 8 does not divide into .*accumulation_steps 3"),
+        ("batching.batch_seconds", 10.0, r"below audio.max_seconds 35.0"),
+        ("audio.min_seconds", 40.0, r"audio.min_seconds 40.0 is not below audio.max_seconds 35.0"),
+        ("protocol.folds", 1, r"protocol.folds is 1; use 2 or more"),
+        ("protocol.kind", ProtocolKind.GROUPED, r"protocol.group_column is empty"),
+        ("protocol.only_folds", (10,), r"protocol.only_folds names \[10\]; indices run from 0 to 9"),
+        ("protocol.validation_fraction", 0.0, r"training.selection=last"),
+        ("corpus.kind", CorpusKind.IEMOCAP, r"corpus.path is empty"),
+        ("corpus.emotions", ("angry",), r"at least two different classes"),
+        ("model.encoder.hidden_dropout", 1.5, r"model.encoder.hidden_dropout is 1.5"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_limit(field, value, message):
+    config = demo()
+    *groups, name = field.split(".")
+    target = config
+    for group in groups:
+        target = getattr(target, group)
+    setattr(target, name, value)
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_all_problems_are_told_at_once():
+    config = demo()
+    config.optimizer.learning_rate = -1.0
+    config.training.epochs = 0
+    with pytest.raises(ConfigError) as error:
+        validate(config)
+    assert "learning_rate" in str(error.value)
+    assert "epochs" in str(error.value)
+
+
+def test_the_last_epoch_may_do_without_validation():
+    config = demo()
+    config.protocol.validation_fraction = 0.0
+    config.training.selection = Selection.LAST
+    validate(config)
+
+
+def test_an_encoder_that_cannot_be_built_is_refused():
+    config = demo()
+    config.model.encoder.checkpoint = ""
+    config.model.encoder.architecture.num_attention_heads = 7
+    config.model.encoder.architecture.conv_dim = (512,)
+    with pytest.raises(ConfigError, match=r"num_attention_heads 7") as error:
+        validate(config)
+    assert "need one per layer" in str(error.value)
+
+
+def test_an_unknown_field_in_a_stored_config_is_named():
+    with pytest.raises(ConfigError, match="Config has no field colour"):
+        from_dict(Config, {**to_dict(demo()), "colour": "red"})

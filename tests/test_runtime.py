@@ -1,0 +1,64 @@
+"""Process set-up: the silent CPU bug of jaxlib 0.10.2 cannot reach a user, in whatever order things are imported."""
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+AFFECTED = metadata.version("jaxlib") == "0.10.2"
+
+# jax-ml/jax#39103: the sum of squares of a rotated row, compiled and not.
+REPRO = """
+import jax, jax.numpy as jnp
+def last_row(n=32769):
+    row = jnp.arange(n, dtype=jnp.float32)
+    x = jnp.stack((row, jnp.zeros_like(row), jnp.zeros_like(row)), axis=1)
+    square = lambda x: jax.vmap(lambda r: jnp.sum((jnp.eye(3) @ r) ** 2))(x)
+    return float(square(x)[-1]), float(jax.jit(square)(x)[-1])
+eager, compiled = last_row()
+print("same" if eager == compiled == 32768.0**2 else f"wrong: {eager} {compiled}")
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    # The suite's own flags must not help: each process starts as a user's would.
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_compiled_sums_are_right_after_importing_the_package():
+    assert run("import jax_mtlser\n" + REPRO).stdout.strip() == "same"
+
+
+def test_importing_jax_first_does_not_bring_the_bug_back():
+    assert run("import jax\nimport jax_mtlser\n" + REPRO).stdout.strip() == "same"
+
+
+@pytest.mark.skipif(not AFFECTED, reason="only jaxlib 0.10.2 has the bug that the next two tests need")
+def test_the_repro_does_show_the_bug_where_nothing_is_done():
+    assert run(REPRO).stdout.startswith("wrong")
+
+
+@pytest.mark.skipif(not AFFECTED, reason="only jaxlib 0.10.2 has the bug")
+def test_a_backend_that_started_without_the_flag_is_refused():
+    result = run("import jax\njax.devices()\nimport jax_mtlser")
+    assert result.returncode != 0
+    assert "Import jax_mtlser before the first JAX computation" in result.stderr
+
+
+def test_a_users_own_choice_of_the_flag_is_kept():
+    code = (
+        "import os\nos.environ['XLA_FLAGS'] = '--xla_cpu_experimental_ynn_fusion_type=individual_dot'\n"
+        "import jax_mtlser\nprint(os.environ['XLA_FLAGS'].count('ynn_fusion'))"
+    )
+    if AFFECTED:
+        assert run(code).stdout.strip() == "1"
+
+
+def test_importing_the_package_starts_no_backend():
+    code = "import jax_mtlser\nfrom jax._src import xla_bridge\nprint(xla_bridge.backends_are_initialized())"
+    assert run(code).stdout.strip() == "False"
