@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jax_mtlser.config import EncoderArchitecture, EncoderConfig, FeatureNorm
+from jax_mtlser.models.torch_file import TorchFileError, read_torch_file
 
 __all__ = ["CheckpointError", "PretrainedEncoder", "encoder_parameters", "open_encoder"]
 
@@ -19,6 +20,7 @@ Tree = dict[str, Any]
 _PREFIXES = ("wav2vec2.",)
 # Parts of pre-training and fine-tuning checkpoints that are not the encoder.
 _DROPPED_HEADS = re.compile(r"^(quantizer|project_q|project_hid|lm_head|classifier|projector|dropout_features)\b")
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _OPTION = "--config.model.encoder.checkpoint"
 
 
@@ -201,12 +203,15 @@ def _find(name: str) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and needed only here
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        snapshot = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        if not any(snapshot.glob("*.safetensors")):
+            snapshot = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model*.bin"]))
+        return snapshot
     except Exception as error:
         raise CheckpointError(
             f"checkpoint {name!r} is neither a folder here nor could it be had from the Hugging Face Hub "
             f"({type(error).__name__}). Download it where there is a network and point {_OPTION}=FOLDER at it; "
-            "the folder needs config.json and model.safetensors."
+            "the folder needs config.json and model.safetensors or pytorch_model.bin."
         ) from error
 
 
@@ -240,20 +245,36 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(folder: Path) -> tuple[dict[str, np.ndarray], Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index} has no weight_map, which names the file of each tensor")
-        files = sorted({folder / name for name in weight_map.values()})
-    else:
-        files = [folder / "model.safetensors"]
+    """All tensors of a folder, and the file that an error message should name."""
+    for name in _WEIGHT_FILES:
+        index, file = folder / f"{name}.index.json", folder / name
+        if index.is_file():
+            return _read_shards(index), index
+        if file.is_file():
+            return dict(_read_file(file)), file
+    raise CheckpointError(f"{folder} has no weights: neither {' nor '.join(_WEIGHT_FILES)}")
+
+
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map, which names the file of each tensor")
     tensors: dict[str, np.ndarray] = {}
-    for file in files:
+    for name in sorted(set(weight_map.values())):
+        file = index.parent / Path(name).name  # shards lie beside their index, whatever the map says
         if not file.is_file():
-            raise CheckpointError(f"{folder} has no {file.name}; weights are read from safetensors files")
-        tensors.update(_read_safetensors(file))
-    return tensors, index if index.is_file() else files[0]
+            raise CheckpointError(f"{index.parent} has no {file.name}, which {index.name} names")
+        tensors.update(_read_file(file))
+    return tensors
+
+
+def _read_file(file: Path) -> Mapping[str, np.ndarray]:
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    try:
+        return read_torch_file(file)
+    except TorchFileError as error:
+        raise CheckpointError(f"{file} cannot be used: {error}") from error
 
 
 def _read_safetensors(file: Path) -> Mapping[str, np.ndarray]:

@@ -1,0 +1,116 @@
+"""Tensors from PyTorch's ``.bin`` files, without PyTorch and without running what a pickle asks for.
+
+A file written by ``torch.save`` (since 1.6) is a zip archive: ``data.pkl`` describes tensors as views of storages,
+and ``data/<key>`` holds each storage's raw bytes. Only the few names that such a description needs are allowed
+here; anything else a pickle might call is refused by name.
+"""
+
+import collections
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+__all__ = ["TorchFileError", "read_torch_file"]
+
+
+class TorchFileError(ValueError):
+    """A file that is no plain table of tensors; the message says what was found."""
+
+
+_STORAGES: dict[str, Any] = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+def read_torch_file(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a state dict, by key.
+
+    Raises:
+        TorchFileError: another format, a damaged archive, or a pickle that asks for more than tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read(archive)
+    except zipfile.BadZipFile as error:
+        raise TorchFileError(
+            "it is damaged, or was written by PyTorch before 1.6; load it with a current PyTorch once and save it "
+            "with save_pretrained(), which writes model.safetensors"
+        ) from error
+    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, TorchFileError):
+            raise
+        raise TorchFileError(f"its description cannot be read: {error}") from error
+
+
+def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    names = archive.namelist()
+    description = [name for name in names if name.endswith("/data.pkl")]
+    if len(description) != 1:
+        raise TorchFileError("it is a zip archive, but not one that torch.save wrote")
+    root = description[0].removesuffix("data.pkl")
+    order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in names else "little"
+    if order != "little":
+        raise TorchFileError(f"its numbers are stored {order}-endian; only little-endian files are read")
+    with archive.open(description[0]) as stream:
+        value = _TensorUnpickler(stream, lambda key: archive.read(f"{root}data/{key}")).load()
+    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+        value = value["state_dict"]
+    if not isinstance(value, dict):
+        raise TorchFileError(f"it holds a {type(value).__name__}, not a table of tensors")
+    others = [key for key, tensor in value.items() if not isinstance(tensor, np.ndarray)]
+    if others:
+        raise TorchFileError(f"its entry {others[0]!r} is no tensor")
+    return dict(value)
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Builds NumPy arrays where the file describes tensors; knows no other names."""
+
+    def __init__(self, stream: Any, storage_bytes: Callable[[str], bytes]) -> None:
+        super().__init__(stream)
+        self._storage_bytes = storage_bytes
+
+    def find_class(self, module: str, name: str) -> Any:
+        match module, name:
+            case "collections", "OrderedDict":
+                return collections.OrderedDict
+            case "torch._utils", "_rebuild_tensor_v2":
+                return _view
+            case "torch._utils", "_rebuild_parameter":
+                return lambda data, *_: data
+            case "torch", storage if storage in _STORAGES:
+                return _STORAGES[storage]
+        raise TorchFileError(f"its pickle asks for {module}.{name}; only plain tensors are read")
+
+    def persistent_load(self, identifier: Any) -> np.ndarray:
+        kind, dtype, key, _, count = identifier
+        if kind != "storage":
+            raise TorchFileError(f"its pickle refers to {kind!r} instead of a storage")
+        data = np.frombuffer(self._storage_bytes(key), dtype)
+        if len(data) < count:
+            raise TorchFileError(f"storage {key} has {len(data)} of its {count} numbers")
+        return data
+
+
+def _view(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
+    """The tensor that a storage, an offset and strides (in numbers) describe."""
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if size else offset
+    negative = min((offset, *size, *stride)) < 0
+    if negative or (0 not in size and last >= len(storage)):
+        raise TorchFileError(f"a tensor of shape {list(size)} reaches beyond its storage of {len(storage)} numbers")
+    steps = tuple(step * storage.itemsize for step in stride)
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False).copy()
