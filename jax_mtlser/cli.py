@@ -113,7 +113,7 @@ def parse_train_flags(argv: Sequence[str]) -> tuple[Config, Path]:
             raise UsageError(_unknown_field(argv) or str(error)) from None
         raise UsageError(str(error)) from None
     except Exception as error:
-        raise UsageError(_broken_config(error)) from error
+        raise UsageError(_unknown_field(argv) or _broken_config(error)) from error
     if len(rest) > 1:
         raise UsageError(f"what is {rest[1]!r}? Settings are given as --config.FIELD=VALUE")
     config_path = _value_of("config", argv)

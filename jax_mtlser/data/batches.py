@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int16
 
-from jax_mtlser.config import Residency
+from jax_mtlser.config import ConfigError, Residency
 from jax_mtlser.data.batch_plan import FILL, Buckets, PlannedBatch
 from jax_mtlser.data.labels import MISSING, Targets
 from jax_mtlser.data.packed import PackedAudio
@@ -75,11 +75,11 @@ class BatchSource:
         """Decide where the corpus lies.
 
         Raises:
-            ValueError: it was to lie on the accelerator and does not fit.
+            ConfigError: it was to lie on the accelerator and does not fit.
         """
         fits = fits_on_device(len(audio.samples) + buckets.bounds[-1])
         if residency is Residency.DEVICE and not fits:
-            raise ValueError(
+            raise ConfigError(
                 f"the corpus ({len(audio.samples) * 2 / 2**30:.1f} GiB) does not fit on the accelerator; "
                 "use --config.batching.residency=host"
             )

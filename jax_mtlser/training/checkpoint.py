@@ -7,6 +7,7 @@ place, so one that was cut short is never seen.
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,43 +28,48 @@ class Restored:
     progress: dict[str, Any]
 
 
+@dataclasses.dataclass(kw_only=True)
+class _LatestAndBest(checkpoint_managers.PreservationPolicy):
+    """Keeps the latest checkpoint and the best one.
+
+    Orbax's own policy for the best ranks by metrics that it does not read back when a folder is opened again,
+    so a resumed training would lose its best epoch.
+    """
+
+    best_step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        latest = max((info.step for info in checkpoints), default=None)
+        return [info.step in (latest, self.best_step) for info in checkpoints]
+
+
 class TrainingCheckpoints:
     """The resumable states of one training: the latest, and the best by validation."""
 
     def __init__(self, folder: Path) -> None:
         """Open a folder; it is made when the first checkpoint is saved."""
-        policies = checkpoint_managers
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(1),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["selection"],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
+        self._kept = _LatestAndBest()
         self._manager = ocp.CheckpointManager(
             folder.resolve(),
-            options=ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(preservation_policy=self._kept, cleanup_tmp_directories=True),
             item_names=("params", "optimizer", "progress"),
         )
 
-    def save(self, state: TrainState, progress: dict[str, Any], *, selection_metric: float | None = None) -> None:
+    def save(self, state: TrainState, progress: dict[str, Any]) -> None:
         """Start saving; returns as soon as the arrays are copied off the devices.
 
         Args:
             state: after ``progress["step"]`` steps.
-            progress: JSON values; whatever the loop needs to go on.
-            selection_metric: given for a state that is better than all before it.
+            progress: JSON values; whatever the loop needs to go on. ``best_step`` names the checkpoint that is
+                kept beside the latest.
         """
+        self._kept.best_step = progress.get("best_step")
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
             progress=ocp.args.JsonSave(progress),
         )
-        metrics = None if selection_metric is None else {"selection": selection_metric}
-        self._manager.save(progress["step"], args=items, metrics=metrics)
+        self._manager.save(progress["step"], args=items)
 
     def restore_latest(self, like: TrainState) -> Restored | None:
         """The latest state; None when nothing was saved yet.

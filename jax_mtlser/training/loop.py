@@ -213,7 +213,7 @@ class _Run:
 
     def _finish_epoch(self, state: TrainState, epoch: int, validation_rows: Sequence[int]) -> None:
         """Validate, note the best, save."""
-        progress, improved = self.progress, None
+        progress = self.progress
         line = f"{self.judge.member} epoch {epoch}/{self.config.epochs}"
         if len(validation_rows):
             judged = self.judge(state.params, self.corpus, validation_rows, "validation")
@@ -232,12 +232,11 @@ class _Run:
             value = summary["ua"] if summary["ua"] is not None else -sum(losses.values())
             if value > progress.best:
                 progress.best, progress.best_step, progress.best_epoch = value, progress.step, epoch
-                improved = value
             shown = " ".join(f"{name} {value:.3f}" for name, value in summary.items() if value is not None)
             line += f" | validation {shown}"
         rate = self.audio_seconds / self.seconds if self.seconds else 0.0
         self.display.line(f"{line} | {rate:.0f} s audio/s")
-        self.checkpoints.save(state, progress.saved(), selection_metric=improved)
+        self.checkpoints.save(state, progress.saved())
 
     def _selected(self, state: TrainState) -> Trained:
         params, epoch = state.params, self.config.epochs

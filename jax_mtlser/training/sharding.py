@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jax_mtlser.config import ConfigError
 from jax_mtlser.data.batch_plan import Buckets
 from jax_mtlser.data.batches import Batch
 from jax_mtlser.training.step import StepSpec, create_state, eval_step, train_step
@@ -22,11 +23,11 @@ def make_mesh(data_devices: int = 0) -> Mesh:
     """The mesh of ``(member, data)``; one member, its batches shared by ``data_devices`` (0: all) devices.
 
     Raises:
-        ValueError: fewer devices than asked for.
+        ConfigError: fewer devices than asked for.
     """
     devices = jax.devices()
     if data_devices > len(devices):
-        raise ValueError(
+        raise ConfigError(
             f"training.data_devices is {data_devices}; this machine has {len(devices)} ({devices[0].platform})"
         )
     count = data_devices or len(devices)

@@ -85,11 +85,10 @@ def test_prefetching_keeps_the_order_and_raises_where_it_failed():
             raise OSError("disk")
         return item * 10
 
-    seen = []
+    results = prefetch(fail_at_three, range(6))
+    assert [next(results) for _ in range(3)] == [(0, 0), (1, 10), (2, 20)]
     with pytest.raises(OSError, match="disk"):
-        for item, result in prefetch(fail_at_three, range(6)):
-            seen.append((item, result))
-    assert seen == [(0, 0), (1, 10), (2, 20)]
+        next(results)
 
 
 def test_leaving_a_prefetch_early_ends_its_thread():
@@ -103,6 +102,6 @@ def test_leaving_a_prefetch_early_ends_its_thread():
 
 def test_a_corpus_with_too_many_samples_for_the_device_is_refused_when_asked_for(monkeypatch):
     monkeypatch.setattr("jax_mtlser.data.batches.fits_on_device", lambda num_samples: False)
-    with pytest.raises(ValueError, match="--config.batching.residency=host"):
+    with pytest.raises(ValueError, match=r"--config\.batching\.residency=host"):
         source(Residency.DEVICE)
     assert not source(Residency.AUTO).on_device

@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import write_corpus
 
+from jax_mtlser.config import EncoderArchitecture, from_dict
+from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
 from jax_mtlser.run_folder import RunFolder, read_json
 from jax_mtlser.training.checkpoint import load_model, load_model_description
 
@@ -76,12 +79,13 @@ def outcome(workdir: Path) -> dict:
 
 def parameters(workdir: Path) -> list[np.ndarray]:
     folder = RunFolder(workdir).member("r0_f0").model
-    import orbax.checkpoint as ocp
-
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        metadata = checkpointer.metadata(folder.resolve())["params"]
+    description = load_model_description(folder)
+    arch = from_dict(EncoderArchitecture, description["architecture"])
+    model = MultitaskModel(arch, HeadSizes(**description["heads"]))
+    audio, lengths = jnp.zeros((1, 8000)), jnp.array([8000])
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), audio, lengths, train=False)["params"])
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata.tree)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(load_model(folder, like))]
 
 
