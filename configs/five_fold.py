@@ -6,35 +6,10 @@
 Published: WA 83.24 +- 0.75, UA 83.36 +- 0.73 (Wang, Yao, Yi 2026, Table 2).
 """
 
-from jax_mtlser.config import (
-    BatchingConfig,
-    Config,
-    CorpusConfig,
-    CorpusKind,
-    EncoderConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ProtocolConfig,
-    ProtocolKind,
-    TaskWeights,
-    TrainingConfig,
-    VocabularyConfig,
-    VocabularySource,
-)
+from jax_mtlser.config import Config
+from jax_mtlser.paper import table_1
 
 
 def get_config() -> Config:
     """The configuration."""
-    return Config(
-        name="five_fold",
-        corpus=CorpusConfig(kind=CorpusKind.IEMOCAP, path="IEMOCAP_full_release"),
-        model=ModelConfig(
-            encoder=EncoderConfig(checkpoint="facebook/wav2vec2-base"),
-            vocabulary=VocabularyConfig(source=VocabularySource.PAPER),
-        ),
-        weights=TaskWeights(alpha=0.4, beta=0.6, gamma=0.1),
-        batching=BatchingConfig(batch_size=8, num_buckets=8),
-        optimizer=OptimizerConfig(learning_rate=1e-5, warmup_fraction=0.1, weight_decay=0.01),
-        protocol=ProtocolConfig(kind=ProtocolKind.STRATIFIED, folds=5, repeats=5),
-        training=TrainingConfig(epochs=100),
-    )
+    return table_1("five_fold", folds=5, repeats=5)

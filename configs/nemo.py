@@ -56,5 +56,5 @@ def get_config() -> Config:
             learning_rate=1e-3, schedule=LearningRateSchedule.COSINE, warmup_fraction=0.1, weight_decay=0.01
         ),
         protocol=ProtocolConfig(kind=ProtocolKind.GROUPED, folds=0, group_column="speaker", only_folds=(0,)),
-        training=TrainingConfig(epochs=8),
+        training=TrainingConfig(epochs=5),
     )

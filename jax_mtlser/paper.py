@@ -1,0 +1,47 @@
+"""The recipe of Wang, Yao, Yi (Appl. Sci. 2026, 16(10), 5166), Table 1, which the configurations of its experiments share.
+
+The paper does not say which checkpoint it starts from, whether the feature encoder is frozen, and how it warms up,
+decays, clips and selects. Those settings follow Cai et al. 2021, its direct ancestor, except the selection: 10 % of
+each training part is held out to choose the epoch, and the test fold is scored once.
+"""
+
+from jax_mtlser.config import (
+    BatchingConfig,
+    Config,
+    CorpusConfig,
+    CorpusKind,
+    EncoderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProtocolConfig,
+    ProtocolKind,
+    TaskWeights,
+    TrainingConfig,
+    VocabularyConfig,
+    VocabularySource,
+)
+
+__all__ = ["table_1"]
+
+
+def table_1(name: str, *, folds: int, repeats: int) -> Config:
+    """Four tasks on IEMOCAP with the paper's weights, in random stratified folds.
+
+    Args:
+        name: of the run.
+        folds: of each cross-validation.
+        repeats: with different seeds.
+    """
+    return Config(
+        name=name,
+        corpus=CorpusConfig(kind=CorpusKind.IEMOCAP, path="IEMOCAP_full_release"),
+        model=ModelConfig(
+            encoder=EncoderConfig(checkpoint="facebook/wav2vec2-base"),
+            vocabulary=VocabularyConfig(source=VocabularySource.PAPER),
+        ),
+        weights=TaskWeights(alpha=0.4, beta=0.6, gamma=0.1),
+        batching=BatchingConfig(batch_size=8, num_buckets=8),
+        optimizer=OptimizerConfig(learning_rate=1e-5, warmup_fraction=0.1, weight_decay=0.01),
+        protocol=ProtocolConfig(kind=ProtocolKind.STRATIFIED, folds=folds, repeats=repeats),
+        training=TrainingConfig(epochs=100),
+    )
