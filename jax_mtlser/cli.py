@@ -19,16 +19,17 @@ __all__ = ["eval_command", "main", "train_command"]
 
 _USAGE = """jax-mtlser: multi-task speech emotion recognition
 
-  jax-mtlser train --config FILE --workdir DIR [--config.FIELD=VALUE ...]   train, cross-validate, report
-  jax-mtlser eval --workdir DIR                                             judge a finished run again
+  jax-mtlser train --config FILE [--workdir DIR] [--config.FIELD=VALUE ...]   train, cross-validate, report
+  jax-mtlser eval --workdir DIR                                               judge a finished run again
 
 train.py and eval.py in the source tree are the same commands."""
 
-_TRAIN_USAGE = """usage: train.py --config FILE --workdir DIR [--config.FIELD=VALUE ...]
+_TRAIN_USAGE = """usage: train.py --config FILE [--workdir DIR] [--config.FIELD=VALUE ...]
 
   --config FILE           Python file with get_config(), such as configs/demo.py
   --config.FIELD=VALUE    change one setting, such as --config.optimizer.learning_rate=2e-5
-  --workdir DIR           run folder; the same command goes on with what is not finished there"""
+  --workdir DIR           run folder, by default runs/NAME of the configuration; the same command goes on
+                          with what is not finished there"""
 
 
 class UsageError(Exception):
@@ -117,8 +118,8 @@ def parse_train_flags(argv: Sequence[str]) -> tuple[Config, Path]:
     if len(rest) > 1:
         raise UsageError(f"what is {rest[1]!r}? Settings are given as --config.FIELD=VALUE")
     config_path = _value_of("config", argv)
-    if config_path is None or values.workdir is None:
-        raise UsageError(f"--{'config' if config_path is None else 'workdir'} is missing\n\n{_TRAIN_USAGE}")
+    if config_path is None:
+        raise UsageError(f"--config is missing\n\n{_TRAIN_USAGE}")
     if not Path(config_path.partition(":")[0]).is_file():
         near = (
             sorted(str(p) for p in Path(config_path).parent.glob("*.py")) if Path(config_path).parent.is_dir() else []
@@ -128,7 +129,7 @@ def parse_train_flags(argv: Sequence[str]) -> tuple[Config, Path]:
     config = values.config
     if not isinstance(config, Config):
         raise UsageError(f"get_config() in {config_path} returned {type(config).__name__}, not a jax_mtlser Config")
-    return config, Path(values.workdir)
+    return config, Path(values.workdir or Path("runs") / config.name)
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:

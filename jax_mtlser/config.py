@@ -452,6 +452,10 @@ def validate(config: Config) -> None:
             ok = value is None or 0 <= value < 1
             require(ok, f"{name.replace('__', '.')} is {value}; it must lie in [0, 1)")
 
+    require(
+        bool(config.name) and not set(config.name) & set("/\\"),
+        f"name is {config.name!r}; it names the run folder, so use a word without slashes",
+    )
     corpus, audio, batching, encoder = config.corpus, config.audio, config.batching, config.model.encoder
     if corpus.kind in (CorpusKind.IEMOCAP, CorpusKind.TABLE):
         require(

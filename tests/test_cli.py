@@ -20,7 +20,6 @@ def train(*flags: str) -> int:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([DEMO], "--workdir is missing"),
         (["--workdir=x"], "--config is missing"),
         ([f"--config={ROOT}/configs/dem.py", "--workdir=x"], "there is no configuration file .*configs/demo.py"),
         ([DEMO, "--workdir=x", "--config.optimizer.learnin_rate=1"], "has no setting 'learnin_rate'; did you mean learning_rate"),
@@ -90,6 +89,11 @@ def test_ml_collections_spellings_work():
     assert config.optimizer.head_learning_rate == 0.5
     assert config.protocol.only_folds == (0, 2)
     assert config.training.tensorboard is False
+
+
+def test_the_run_folder_is_named_after_the_configuration_by_default():
+    _, workdir = cli.parse_train_flags(["train.py", "--config", f"{ROOT}/configs/ten_fold.py"])
+    assert workdir == Path("runs/ten_fold")
 
 
 def test_help_and_unknown_commands(capsys):

@@ -63,6 +63,7 @@ def test_a_copy_shares_nothing():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        ("name", "a/b", r"name is 'a/b'; it names the run folder"),
         ("optimizer.learning_rate", 0.0, r"optimizer.learning_rate is 0.0; it must be greater than 0"),
         ("optimizer.beta1", 1.0, r"optimizer.beta1 is 1.0; it must lie in \[0, 1\)"),
         ("weights.gamma", -1.0, r"weights.gamma is -1.0; it must be 0 or greater"),

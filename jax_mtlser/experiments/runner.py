@@ -62,6 +62,7 @@ def train_run(config: Config, workdir: Path, display: Display) -> int:
     validate(config)
     run = RunFolder(workdir)
     _claim(run, config)
+    display.line(f"run folder: {workdir}")
     experiment = Experiment.load(config, display)
     drawn = draw_folds(experiment.manifest, config.protocol)
     members = members_of(config.protocol, config.training.seed, drawn)
