@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jax_mtlser.config import EncoderArchitecture
@@ -16,7 +17,7 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention in which no frame attends to padding."""
 
     arch: EncoderArchitecture
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], *, train: bool) -> Float[Array, "B T D"]:
@@ -43,7 +44,7 @@ class FeedForward(nn.Module):
     """Two affine maps with an activation between them."""
 
     arch: EncoderArchitecture
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], *, train: bool) -> Float[Array, "B T D"]:
@@ -64,7 +65,7 @@ class EncoderLayer(nn.Module):
     """
 
     arch: EncoderArchitecture
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], *, train: bool) -> Float[Array, "B T D"]:

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_mtlser.config import EncoderArchitecture, FeatureNorm
@@ -22,7 +23,7 @@ class TimeGroupNorm(nn.Module):
     depends on its batch (transformers #21534); a mask that is True everywhere reproduces that.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     epsilon: float = 1e-5
 
     @nn.compact
@@ -49,7 +50,7 @@ class FeatureEncoder(nn.Module):
     """
 
     arch: EncoderArchitecture
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     hf_compat: bool = False
 
     @nn.compact
@@ -76,7 +77,7 @@ class _Conv(nn.Module):
     width: int
     stride: int
     use_bias: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L I"]) -> Float[Array, "B T O"]:
@@ -93,7 +94,7 @@ class FeatureProjection(nn.Module):
     """LayerNorm, then an affine map to the transformer's width, then dropout."""
 
     arch: EncoderArchitecture
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, features: Float[Array, "B T C"], *, train: bool) -> Float[Array, "B T D"]:

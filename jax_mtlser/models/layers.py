@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_mtlser.models import products
@@ -22,7 +23,7 @@ class Dense(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: jax.nn.initializers.Initializer = jax.nn.initializers.normal(0.02)
     bias_init: jax.nn.initializers.Initializer = jax.nn.initializers.zeros
 
@@ -33,7 +34,7 @@ class Dense(nn.Module):
         return products.affine(x, kernel, bias, self.dtype)
 
 
-def layer_norm(name: str, dtype: jnp.dtype, epsilon: float = 1e-5) -> nn.LayerNorm:
+def layer_norm(name: str, dtype: DTypeLike, epsilon: float = 1e-5) -> nn.LayerNorm:
     """LayerNorm over channels with float32 statistics and the exact two-pass variance."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 

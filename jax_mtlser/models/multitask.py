@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jax_mtlser.config import EncoderArchitecture
@@ -61,7 +62,7 @@ class MultitaskModel(nn.Module):
 
     arch: EncoderArchitecture
     sizes: HeadSizes
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     hf_compat: bool = False
 
     @nn.compact

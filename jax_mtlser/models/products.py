@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 __all__ = ["affine", "einsum", "matmul", "same_grouped_conv", "strided_conv"]
@@ -21,14 +22,14 @@ _MIN_CHUNK_WIDTH = 32
 
 
 def affine(
-    x: Float[Array, "*batch I"], weight: Float[Array, "I O"], bias: Float[Array, " O"], dtype: jnp.dtype
+    x: Float[Array, "*batch I"], weight: Float[Array, "I O"], bias: Float[Array, " O"], dtype: DTypeLike
 ) -> Float[Array, "*batch O"]:
     """``x @ weight + bias`` in ``dtype``."""
     rows = einsum("ri,io->ro", x.reshape(-1, x.shape[-1]), weight, dtype) + bias.astype(dtype)[None]
     return rows.reshape(*x.shape[:-1], weight.shape[-1])
 
 
-def matmul(x: Float[Array, "*batch I"], weight: Float[Array, "I O"], dtype: jnp.dtype) -> Float[Array, "*batch O"]:
+def matmul(x: Float[Array, "*batch I"], weight: Float[Array, "I O"], dtype: DTypeLike) -> Float[Array, "*batch O"]:
     """``x @ weight`` with operands of type ``dtype``; the result has that type too.
 
     The gradient of ``weight`` keeps the type in which ``weight`` was given (float32 parameters).
@@ -38,7 +39,7 @@ def matmul(x: Float[Array, "*batch I"], weight: Float[Array, "I O"], dtype: jnp.
     return product.reshape(*x.shape[:-1], weight.shape[-1])
 
 
-def einsum(spec: str, left: Array, right: Array, dtype: jnp.dtype) -> Array:
+def einsum(spec: str, left: Array, right: Array, dtype: DTypeLike) -> Array:
     """Two-operand ``jnp.einsum`` in ``dtype`` with float32 accumulation, forward and backward."""
     left, right = left.astype(dtype), right.astype(dtype)
     if dtype == jnp.float32:
@@ -75,7 +76,7 @@ _low_precision_einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
 def strided_conv(
-    x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int, dtype: jnp.dtype
+    x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int, dtype: DTypeLike
 ) -> Float[Array, "B T O"]:
     """One-dimensional convolution without padding: ``T = (L - K) // stride + 1`` outputs.
 
@@ -106,7 +107,7 @@ def strided_conv(
 
 
 def same_grouped_conv(
-    x: Float[Array, "B T D"], kernel: Float[Array, "K G D"], dtype: jnp.dtype
+    x: Float[Array, "B T D"], kernel: Float[Array, "K G D"], dtype: DTypeLike
 ) -> Float[Array, "B T D"]:
     """Grouped convolution over time, zero-padded by ``K // 2`` on the left and to length ``T`` on the right.
 

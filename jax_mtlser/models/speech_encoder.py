@@ -6,6 +6,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jax_mtlser.config import EncoderArchitecture
@@ -46,7 +47,7 @@ class SpeechEncoder(nn.Module):
     """
 
     arch: EncoderArchitecture
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     hf_compat: bool = False
 
     @nn.compact
@@ -130,7 +131,7 @@ class _PositionalConv(nn.Module):
     """Convolutional relative position: wide grouped convolution with weight normalisation, then activation."""
 
     arch: EncoderArchitecture
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
