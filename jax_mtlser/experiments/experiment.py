@@ -198,7 +198,6 @@ class Experiment:
     def compile(self, steps: CompiledSteps, *, names: tuple[str, ...] = ("train", "eval")) -> float:
         """Compile what is not compiled yet; returns the seconds that took."""
         before = dict(steps.seconds)
-        state = jax.eval_shape(lambda: steps.init_state(steps.init_params(0), 0))
         total = len(names) * len(self.buckets)
         with self.display.steps("compiling", 0, total) as show:
             done = 0
@@ -208,7 +207,7 @@ class Experiment:
                 done += 1
                 show(done, f"{name} {self.buckets.bounds[bucket] / SAMPLE_RATE:.2f} s took {seconds:.1f} s")
 
-            steps.compile(state, self._knobs(1, steps), names=names, progress=progress)
+            steps.compile(self._knobs(1, steps), names=names, progress=progress)
         new = {key: seconds for key, seconds in steps.seconds.items() if key not in before}
         if new:
             shown = ", ".join(

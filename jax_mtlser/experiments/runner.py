@@ -165,10 +165,7 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
         display.line(
             f"{member.name}: {infeasible} training transcripts are too long for their audio; CTC leaves them out"
         )
-    shapes = jax.eval_shape(lambda: experiment.initial_state(member, judge.steps))
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=judge.steps.replicated), shapes
-    ).replace(key=judge.steps.put(jax.random.key(member.seed)))
+    key = judge.steps.put(jax.random.key(member.seed))
     trained = train(
         judge,
         member.parts.train,
@@ -176,7 +173,7 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
         config=config.training,
         seed=member.seed,
         initial_state=lambda: experiment.initial_state(member, judge.steps),
-        like=like,
+        like=dataclasses.replace(judge.steps.state_shapes(), key=key),
         knobs=experiment.knobs_of(member, judge.steps),
         corpus=corpus,
         folder=folder,
@@ -235,9 +232,7 @@ def _evaluate_member(experiment: Experiment, member: Member, folder: MemberFolde
     vocabulary = Vocabulary.from_dict(description["vocabulary"]) if description["vocabulary"] else None
     judge = experiment.judge_of(member, maps, vocabulary)
     experiment.compile(judge.steps, names=("eval",))
-    shapes = jax.eval_shape(lambda: judge.steps.init_params(0))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=judge.steps.replicated), shapes)
-    params = load_model(folder.model, like)
+    params = load_model(folder.model, judge.steps.state_shapes().params)
     predictions = _predict(judge, member, params, experiment.resident_corpus(judge.steps))
     result = read_json(folder.result)
     summary = _test_summary(predictions)

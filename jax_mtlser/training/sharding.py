@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax_mtlser.config import ConfigError
 from jax_mtlser.data.batch_plan import Buckets
 from jax_mtlser.data.batches import Batch
-from jax_mtlser.training.step import StepSpec, create_state, eval_step, train_step
+from jax_mtlser.training.step import StepSpec, TrainState, create_state, eval_step, train_step
 
 __all__ = ["CompiledSteps", "make_mesh"]
 
@@ -74,9 +74,12 @@ class CompiledSteps:
         )
         return init(jax.random.key(seed))
 
+    def state_shapes(self) -> TrainState:
+        """Shape, type and sharding of every array of a state: what is compiled for and what is restored."""
+        return self._replicated_shapes(jax.eval_shape(lambda: self.init_state(self.init_params(0), 0)))
+
     def compile(
         self,
-        state: Any,
         knobs: Any,
         *,
         names: Sequence[str] = ("train", "eval"),
@@ -85,15 +88,11 @@ class CompiledSteps:
         """Compile every program that is not compiled yet, two at a time.
 
         Args:
-            state: a state, or its shapes.
-            knobs: knobs, or their shapes; not used for ``eval``.
+            knobs: their values do not matter; not used for ``eval``.
             names: ``train``, ``eval`` or both.
             progress: called with (name, bucket, seconds) after each program.
         """
-        shapes = functools.partial(
-            jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated)
-        )
-        state, knobs = shapes(state), shapes(jax.tree.map(jnp.asarray, knobs))
+        state, knobs = self.state_shapes(), self._replicated_shapes(knobs)
         corpus = jax.ShapeDtypeStruct((self._resident_samples or 1,), jnp.int16, sharding=self.replicated)
 
         def build(name: str, bucket: int) -> tuple[str, int, float]:
@@ -139,6 +138,9 @@ class CompiledSteps:
     def put(self, tree: Any) -> Any:
         """Move a tree to every device."""
         return jax.device_put(tree, self.replicated)
+
+    def _replicated_shapes(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
 
     def _batch_shapes(self, bucket: int) -> Batch:
         rows, width = self.buckets.batch_sizes[bucket], self.buckets.transcript_widths[bucket]

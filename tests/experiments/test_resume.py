@@ -10,15 +10,12 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import write_corpus
+from tiny import saved_parameters, write_corpus
 
-from jax_mtlser.config import EncoderArchitecture, from_dict
-from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
 from jax_mtlser.run_folder import RunFolder, read_json
-from jax_mtlser.training.checkpoint import load_model, load_model_description
+from jax_mtlser.training.checkpoint import load_model_description
 
 ROOT = Path(__file__).parents[2]
 # 12 training utterances, 4 per batch: 3 steps per epoch.
@@ -78,15 +75,7 @@ def outcome(workdir: Path) -> dict:
 
 
 def parameters(workdir: Path) -> list[np.ndarray]:
-    folder = RunFolder(workdir).member("r0_f0").model
-    description = load_model_description(folder)
-    arch = from_dict(EncoderArchitecture, description["architecture"])
-    model = MultitaskModel(arch, HeadSizes(**description["heads"]))
-    audio, lengths = jnp.zeros((1, 8000)), jnp.array([8000])
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), audio, lengths, train=False)["params"])
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(load_model(folder, like))]
+    return jax.tree.leaves(saved_parameters(RunFolder(workdir).member("r0_f0").model))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,10 @@
 """A run that takes seconds: tones instead of speech, one small layer, real files and folders."""
 
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import soundfile
 
@@ -18,8 +21,11 @@ from jax_mtlser.config import (
     TrainingConfig,
     VocabularyConfig,
     VocabularySource,
+    from_dict,
 )
 from jax_mtlser.corpora.manifest import Manifest, Utterance, write_manifest
+from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
+from jax_mtlser.training.checkpoint import load_model, load_model_description
 
 EMOTIONS = ("angry", "sad")
 WORDS = ("A", "BA", "AB A")
@@ -88,6 +94,18 @@ def tiny_config(corpus: Path, *, epochs: int = 2) -> Config:
             epochs=epochs, data_devices=1, log_every_steps=1, checkpoint_every_steps=2, tensorboard=False
         ),
     )
+
+
+def saved_parameters(model_folder: Path) -> Any:
+    """The parameters of a finished model as NumPy arrays, in the tree that its own description gives."""
+    description = load_model_description(model_folder)
+    arch = from_dict(EncoderArchitecture, description["architecture"])
+    model = MultitaskModel(arch, HeadSizes(**description["heads"]))
+    audio, lengths = jnp.zeros((1, 8000)), jnp.array([8000])
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), audio, lengths, train=False)["params"])
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
+    return jax.tree.map(np.asarray, load_model(model_folder, like))
 
 
 def get_config() -> Config:

@@ -80,7 +80,7 @@ class Setting:
         resident = len(audio.samples) + self.buckets.bounds[-1] if self.source.on_device else None
         self.steps = CompiledSteps(spec, self.buckets, make_mesh(devices), resident_samples=resident)
         self.state = self.steps.init_state(self.steps.init_params(0), 0)
-        self.steps.compile(self.state, knobs())
+        self.steps.compile(knobs())
         self.corpus = self.steps.put(self.source.resident_corpus())
 
     def run(self, planned, weights=None):
@@ -133,8 +133,18 @@ def test_changing_the_weights_compiles_nothing_and_scales_the_loss():
     setting = Setting()
     programs = setting.steps.num_programs
     planned = plan_epoch(range(ROWS), setting.buckets, seed=0, epoch=0)[0]
-    with jax.log_compiles(False):
+    setting.run(planned)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
         metrics = setting.run(planned, knobs(alpha=0.0, beta=2.0, gamma=0.5, rate=0.0))
+        assert compiled == []
+        jax.jit(lambda x: x * 12345)(1.0)
+        assert compiled, "the listener hears no compilation, so its silence above proves nothing"
+    finally:
+        jax.monitoring.clear_event_listeners()
     losses = metrics.losses
     expected = losses.emotion.mean() + 2.0 * losses.speaker.mean() + 0.5 * losses.asr.mean()
     np.testing.assert_allclose(metrics.loss, expected, rtol=1e-6)
