@@ -5,13 +5,13 @@
 Two CPU cores need about four minutes. One fold of five is trained; --config.protocol.only_folds=0,1,2,3,4 does all.
 """
 
+from jax_mtlser.architecture import Wav2Vec2Architecture
 from jax_mtlser.config import (
     BatchingConfig,
     Config,
     CorpusConfig,
     CorpusKind,
     DemoConfig,
-    EncoderArchitecture,
     EncoderConfig,
     LearningRateSchedule,
     ModelConfig,
@@ -38,7 +38,7 @@ def get_config() -> Config:
         model=ModelConfig(
             encoder=EncoderConfig(
                 checkpoint="",
-                architecture=EncoderArchitecture(
+                architecture=Wav2Vec2Architecture(
                     hidden_size=128,
                     num_hidden_layers=3,
                     num_attention_heads=4,

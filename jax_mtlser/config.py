@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar
 
+from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily, Wav2Vec2Architecture, WhisperArchitecture
+
 __all__ = [
     "AudioConfig",
     "BatchingConfig",
@@ -20,9 +22,9 @@ __all__ = [
     "CorpusKind",
     "CtcNormalization",
     "DemoConfig",
-    "EncoderArchitecture",
     "EncoderConfig",
-    "FeatureNorm",
+    "Freeze",
+    "HeadInput",
     "LearningRateSchedule",
     "ModelConfig",
     "OptimizerConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "TrainingConfig",
     "VocabularyConfig",
     "VocabularySource",
+    "architecture_from_dict",
     "from_dict",
     "to_dict",
     "validate",
@@ -57,7 +60,7 @@ class VocabularySource(enum.Enum):
     """Which symbols the CTC head writes."""
 
     PAPER = "paper"  # the 32 symbols of wav2vec2-base-960h
-    CHECKPOINT = "checkpoint"  # vocab.json beside the encoder's weights
+    CHECKPOINT = "checkpoint"  # vocab.json beside the encoder's weights; a ForCTC checkpoint's head starts ours
     TRANSCRIPTS = "transcripts"  # the letters of the fold's training transcripts
 
 
@@ -69,11 +72,20 @@ class Residency(enum.Enum):
     HOST = "host"  # memory-mapped file, batches prefetched by a thread
 
 
-class FeatureNorm(enum.Enum):
-    """Normalisation of the convolutional feature encoder (``feat_extract_norm`` in Hugging Face configs)."""
+class Freeze(enum.Enum):
+    """Which part of the encoder keeps the weights it was loaded with; heads and LoRA adapters always learn."""
 
-    GROUP = "group"  # one GroupNorm over time after the first layer (base models)
-    LAYER = "layer"  # LayerNorm over channels after every layer (large models)
+    NOTHING = "nothing"  # the paper
+    FEATURE_ENCODER = "feature_encoder"  # all in front of the transformer's input projection
+    LAYERS = "layers"  # everything up to and including the first ``freeze_layers`` transformer layers
+    ENCODER = "encoder"  # all of it; without adapters it then runs without dropout: a probe
+
+
+class HeadInput(enum.Enum):
+    """What the heads read."""
+
+    LAST = "last"  # the encoder's output
+    WEIGHTED_SUM = "weighted_sum"  # each head's own learned average of all layers (SUPERB)
 
 
 class LearningRateSchedule(enum.Enum):
@@ -195,82 +207,37 @@ class BatchingConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
-class EncoderArchitecture:
-    """Shape and regularisation of a wav2vec 2.0 encoder; names and defaults are Hugging Face's.
-
-    The defaults must stay ``Wav2Vec2Config``'s: a checkpoint's ``config.json`` may leave out what equals them.
-    Dropout and SpecAugment act in training only.
-    """
-
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    feat_extract_activation: str = "gelu"
-    feat_extract_norm: FeatureNorm = FeatureNorm.GROUP
-    conv_dim: tuple[int, ...] = (512,) * 7
-    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
-    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    conv_bias: bool = False
-    num_conv_pos_embeddings: int = 128
-    num_conv_pos_embedding_groups: int = 16
-    do_stable_layer_norm: bool = False  # True: pre-LN transformer (large models)
-    layer_norm_eps: float = 1e-5
-    feat_proj_dropout: float = 0.0
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.1
-    activation_dropout: float = 0.1
-    final_dropout: float = 0.1  # before every head
-    layerdrop: float = 0.1
-    apply_spec_augment: bool = True
-    mask_time_prob: float = 0.05
-    mask_time_length: int = 10
-    mask_time_min_masks: int = 2
-    mask_feature_prob: float = 0.0
-    mask_feature_length: int = 10
-    mask_feature_min_masks: int = 0
-    initializer_range: float = 0.02
-
-    def receptive_field(self) -> int:
-        """Samples that the first output frame sees: the shortest input the encoder can take."""
-        field, hop = 1, 1
-        for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
-            field += (kernel - 1) * hop
-            hop *= stride
-        return field
-
-    def hop(self) -> int:
-        """Samples between two output frames."""
-        return math.prod(self.conv_stride)
-
-    def num_frames(self, num_samples: Any) -> Any:
-        """Output frames of ``num_samples`` input samples; works on ints, NumPy and JAX arrays."""
-        frames = num_samples
-        for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
-            frames = (frames - kernel) // stride + 1
-        return frames
-
-
-@dataclasses.dataclass(kw_only=True)
 class EncoderConfig:
     """The shared encoder.
 
     Attributes:
-        checkpoint: Hugging Face Hub id or local folder with ``config.json`` and weights; empty starts
-            from random weights of ``architecture``.
+        checkpoint: Hugging Face Hub id, short name such as ``hubert-base`` (models/pretrained/presets.py), or local
+            folder or weight file with ``config.json`` beside it; empty starts from random weights of
+            ``architecture``.
         architecture: used only when ``checkpoint`` is empty.
-        freeze_feature_encoder: keep the convolutional layers as they were loaded.
+        freeze: the part that is not trained.
+        freeze_layers: first transformer layers that are not trained; with ``Freeze.LAYERS``.
+        lora_rank: rank of the low-rank adapters on attention and feed-forward (Hu et al. 2022); 0 for none. With
+            adapters, ``freeze`` must be ``encoder``.
+        lora_alpha: adapters are scaled by ``lora_alpha / lora_rank``.
+        remat: recompute each layer's inside in the backward pass: less memory, more time, the same numbers.
+        scan_layers: compile one layer and loop over it: shorter compilation, slower steps, the same numbers.
         normalize_waveform: zero mean, unit variance per utterance; None follows the checkpoint's
-            ``preprocessor_config.json`` (True where there is none).
-        hf_compat: reproduce the reference implementation's GroupNorm statistics, which include padding.
+            ``preprocessor_config.json`` (where there is none: True, for Whisper False).
+        hf_compat: treat padding as the reference implementation does: GroupNorm statistics include it, and Whisper
+            hears 30 s whatever the utterance's length.
         hidden_dropout, attention_dropout, activation_dropout, feat_proj_dropout, final_dropout,
             layerdrop, apply_spec_augment: None follows the checkpoint or ``architecture``.
     """
 
     checkpoint: str = "facebook/wav2vec2-base"
-    architecture: EncoderArchitecture = dataclasses.field(default_factory=EncoderArchitecture)
-    freeze_feature_encoder: bool = False
+    architecture: Wav2Vec2Architecture = dataclasses.field(default_factory=Wav2Vec2Architecture)
+    freeze: Freeze = Freeze.NOTHING
+    freeze_layers: int = 0
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    remat: bool = False
+    scan_layers: bool = False
     normalize_waveform: bool | None = None
     hf_compat: bool = False
     hidden_dropout: float | None = None
@@ -281,12 +248,27 @@ class EncoderConfig:
     layerdrop: float | None = None
     apply_spec_augment: bool | None = None
 
+    def regularisation(self) -> dict[str, Any]:
+        """The fields of an architecture that this configuration overrides."""
+        names = (
+            "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout",
+            "layerdrop", "apply_spec_augment",
+        )  # fmt: skip
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
 
 @dataclasses.dataclass(kw_only=True)
 class ModelConfig:
-    """Encoder and CTC symbols; the heads follow from the corpus."""
+    """Encoder and CTC symbols; the heads' sizes follow from the corpus.
+
+    Attributes:
+        encoder: shared by all tasks.
+        head_input: what the heads read.
+        vocabulary: of the speech recognition head.
+    """
 
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    head_input: HeadInput = HeadInput.LAST
     vocabulary: VocabularyConfig = dataclasses.field(default_factory=VocabularyConfig)
 
 
@@ -307,6 +289,8 @@ class OptimizerConfig:
     Attributes:
         learning_rate: peak rate of the encoder.
         head_learning_rate: peak rate of the heads; None: the encoder's.
+        layer_decay: the encoder's rate falls by this factor from each transformer layer to the one below it; what
+            lies below the first layer counts as one more. 1: the same rate everywhere.
         warmup_fraction: share of all steps in which the rate rises linearly from zero.
         clip_norm: largest global gradient norm; None: no clipping.
         decay_biases_and_norms: apply weight decay to vectors too, as ``torch.optim.AdamW`` does.
@@ -314,6 +298,7 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-5
     head_learning_rate: float | None = None
+    layer_decay: float = 1.0
     schedule: LearningRateSchedule = LearningRateSchedule.LINEAR
     warmup_fraction: float = 0.1
     weight_decay: float = 0.01
@@ -431,6 +416,12 @@ def from_dict(cls: type[_T], values: Mapping[str, Any]) -> _T:
     return cls(**{name: typed(fields[name].type, value) for name, value in values.items()})
 
 
+def architecture_from_dict(values: Mapping[str, Any]) -> EncoderArchitecture:
+    """The architecture that :func:`to_dict` described, of the class that its family has."""
+    whisper = values.get("family") == EncoderFamily.WHISPER.value
+    return from_dict(WhisperArchitecture if whisper else Wav2Vec2Architecture, values)
+
+
 def validate(config: Config) -> None:
     """Judge a configuration before anything is loaded.
 
@@ -498,6 +489,7 @@ def validate(config: Config) -> None:
     positive(optimizer__learning_rate=optimizer.learning_rate, optimizer__eps=optimizer.eps)
     if optimizer.head_learning_rate is not None:
         positive(optimizer__head_learning_rate=optimizer.head_learning_rate)
+    require(0 < optimizer.layer_decay <= 1, f"optimizer.layer_decay is {optimizer.layer_decay}; it must lie in (0, 1]")
     if optimizer.clip_norm is not None:
         positive(optimizer__clip_norm=optimizer.clip_norm)
     require(
@@ -545,14 +537,29 @@ def validate(config: Config) -> None:
 
 def _encoder_problems(encoder: EncoderConfig) -> Sequence[str]:
     problems = []
-    for name in ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout",
-                 "layerdrop"):  # fmt: skip
-        value = getattr(encoder, name)
-        if value is not None and not 0 <= value < 1:
+    for name, value in encoder.regularisation().items():
+        if not 0 <= value < 1 and not isinstance(value, bool):
             problems.append(f"model.encoder.{name} is {value}; it must lie in [0, 1)")
+    if (encoder.freeze is Freeze.LAYERS) != (encoder.freeze_layers > 0):
+        problems.append(
+            f"model.encoder.freeze is {encoder.freeze.value} and freeze_layers is {encoder.freeze_layers}; freezing "
+            "the first n layers takes --config.model.encoder.freeze=layers and --config.model.encoder.freeze_layers=n"
+        )
+    if encoder.lora_rank < 0 or encoder.lora_alpha <= 0:
+        problems.append(
+            f"model.encoder.lora_rank is {encoder.lora_rank} and lora_alpha {encoder.lora_alpha}; the rank must be 0 "
+            "(no adapters) or greater, alpha greater than 0"
+        )
+    if encoder.lora_rank > 0 and encoder.freeze is not Freeze.ENCODER:
+        problems.append(
+            f"model.encoder.lora_rank is {encoder.lora_rank}, but model.encoder.freeze is {encoder.freeze.value}; "
+            "adapters stand in for training the encoder, so use --config.model.encoder.freeze=encoder with them"
+        )
     if encoder.checkpoint:
         return problems
     arch, where = encoder.architecture, "model.encoder.architecture"
+    if arch.family is EncoderFamily.WHISPER:
+        problems.append(f"{where}.family is whisper; Whisper encoders come from a checkpoint only")
     if not len(arch.conv_dim) == len(arch.conv_kernel) == len(arch.conv_stride) > 0:
         problems.append(
             f"{where}.conv_dim, conv_kernel and conv_stride have {len(arch.conv_dim)}, {len(arch.conv_kernel)} and "

@@ -10,6 +10,7 @@ from jax_mtlser.config import (
     ConfigError,
     CorpusConfig,
     CorpusKind,
+    Freeze,
     LearningRateSchedule,
     ProtocolKind,
     Selection,
@@ -49,7 +50,7 @@ def test_ten_fold_is_the_papers_table_1():
     assert (config.optimizer.learning_rate, config.batching.batch_size, config.training.epochs) == (1e-5, 8, 100)
     assert (config.weights.alpha, config.weights.beta, config.weights.gamma) == (0.4, 0.6, 0.1)
     assert (config.protocol.folds, config.protocol.repeats) == (10, 10)
-    assert not config.model.encoder.freeze_feature_encoder
+    assert config.model.encoder.freeze is Freeze.NOTHING
 
 
 def test_a_copy_shares_nothing():

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_mtlser.config import Config, ConfigError, Precision, VocabularySource
+from jax_mtlser.architecture import EncoderArchitecture
+from jax_mtlser.config import AudioConfig, Config, ConfigError, Freeze, HeadInput, Precision, VocabularySource
 from jax_mtlser.corpora.load import load_corpus
 from jax_mtlser.corpora.manifest import Manifest, ManifestError
 from jax_mtlser.data.audio import SAMPLE_RATE
@@ -22,8 +23,17 @@ from jax_mtlser.data.vocabulary import (
     transcripts_vocabulary,
 )
 from jax_mtlser.experiments.members import Member
+from jax_mtlser.models.layers import Lora
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
-from jax_mtlser.models.pretrained import CheckpointError, PretrainedEncoder, encoder_parameters, open_encoder
+from jax_mtlser.models.pretrained import (
+    CheckpointError,
+    CtcHead,
+    PretrainedEncoder,
+    ctc_head,
+    encoder_parameters,
+    open_encoder,
+)
+from jax_mtlser.models.transformer import EncoderOptions
 from jax_mtlser.training.optimizer import Rates
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
@@ -61,7 +71,7 @@ class Experiment:
     def __post_init__(self) -> None:
         self._steps: dict[HeadSizes, tuple[StepSpec, CompiledSteps]] = {}
         self._resident: Any = None
-        self._encoder_params: Any = None
+        self._loaded: _Pretrained | None = None
 
     @classmethod
     def load(cls, config: Config, display: Display, manifest: Manifest | None = None) -> "Experiment":
@@ -73,11 +83,7 @@ class Experiment:
             manifest: used instead of loading ``config.corpus``.
         """
         encoder, manifest = cls._find(config, display, manifest)
-        shortest = encoder.arch.receptive_field() / SAMPLE_RATE
-        if config.audio.min_seconds < shortest:
-            raise ConfigError(
-                f"audio.min_seconds is {config.audio.min_seconds}; this encoder needs at least {shortest} s for one frame"
-            )
+        _check_durations(config.audio, encoder.arch)
         mesh = make_mesh(config.training.data_devices)
         with display.counting("decoding audio") as progress:
             manifest, audio, skipped = pack(manifest, config.audio, progress=progress)
@@ -174,10 +180,23 @@ class Experiment:
         """The programs for a model with these heads; members with equal heads share them."""
         encoder, config = self.config.model.encoder, self.config
         spec = StepSpec(
-            model=MultitaskModel(self.encoder.arch, sizes, compute_dtype(config.training.precision), encoder.hf_compat),
+            model=MultitaskModel(
+                self.encoder.arch,
+                sizes,
+                EncoderOptions(
+                    dtype=compute_dtype(config.training.precision),
+                    hf_compat=encoder.hf_compat,
+                    lora=Lora(encoder.lora_rank, encoder.lora_alpha) if encoder.lora_rank else None,
+                    remat=encoder.remat,
+                    scan_layers=encoder.scan_layers,
+                ),
+                config.model.head_input,
+                frozen_encoder=encoder.freeze is Freeze.ENCODER and not encoder.lora_rank,
+            ),
             optimizer=config.optimizer,
             normalize_waveform=self.encoder.normalize_waveform,
-            freeze_feature_encoder=encoder.freeze_feature_encoder,
+            freeze=encoder.freeze,
+            freeze_layers=encoder.freeze_layers,
             ctc_normalization=config.weights.ctc_normalization,
             blank=blank,
             accumulation_steps=config.batching.accumulation_steps,
@@ -238,15 +257,34 @@ class Experiment:
         return self._knobs(per_epoch * self.config.training.epochs, steps)
 
     def initial_state(self, member: Member, steps: CompiledSteps) -> TrainState:
-        """Pre-trained encoder, random heads."""
+        """Pre-trained encoder, random heads; a head that the checkpoint has for the same symbols is taken over."""
         params = dict(steps.init_params(member.seed))
-        if self.encoder.folder is not None:
-            if self._encoder_params is None:
-                self._encoder_params, dropped = encoder_parameters(self.encoder.folder, self.encoder.arch)
-                if dropped:
-                    self.display.line(f"left out of {self.encoder.folder.name}: {', '.join(dropped)}")
-            params["encoder"] = steps.put(self._encoder_params)
+        loaded = self._pretrained()
+        if loaded is not None:
+            # Adapters are not in the checkpoint; everything else is.
+            params["encoder"] = _overlay(params["encoder"], steps.put(loaded.encoder))
+            if loaded.ctc is not None and "asr_head" in params:
+                logits = {"kernel": loaded.ctc.kernel, "bias": loaded.ctc.bias}
+                params["asr_head"] = {**params["asr_head"], "logits": steps.put(logits)}
         return steps.init_state(params, member.seed)
+
+    def _pretrained(self) -> "_Pretrained | None":
+        """The checkpoint's weights, read once."""
+        weights, arch = self.encoder.weights, self.encoder.arch
+        if weights is None or self._loaded is not None:
+            return self._loaded
+        encoder, dropped = encoder_parameters(weights, arch)
+        ctc = None
+        model = self.config.model
+        if model.vocabulary.source is VocabularySource.CHECKPOINT and model.head_input is HeadInput.LAST:
+            ctc = ctc_head(weights, arch, len(checkpoint_vocabulary(weights.parent).symbols))
+        if ctc is not None:
+            self.display.line(f"the speech recognition head starts from {weights.parent.name}'s")
+            dropped = [key for key in dropped if not key.startswith("lm_head.")]
+        if dropped:
+            self.display.line(f"left out of {weights.parent.name}: {_summary(dropped)}")
+        self._loaded = _Pretrained(encoder, ctc)
+        return self._loaded
 
     def resident_corpus(self, steps: CompiledSteps) -> Any:
         """The corpus on the devices, moved there once; one sample where batches bring their own."""
@@ -264,11 +302,51 @@ class Experiment:
         rates = Rates(
             encoder=number(optimizer.learning_rate),  # type: ignore[arg-type]
             heads=number(heads),  # type: ignore[arg-type]
+            layer_decay=number(optimizer.layer_decay),  # type: ignore[arg-type]
             warmup_steps=number(round(optimizer.warmup_fraction * total_steps)),  # type: ignore[arg-type]
             total_steps=number(total_steps),  # type: ignore[arg-type]
         )
         shares = np.array([1.0, weights.alpha, weights.beta, weights.gamma], np.float32)
         return steps.put(Knobs(weights=shares, rates=rates))  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pretrained:
+    encoder: Any
+    ctc: CtcHead | None
+
+
+def _overlay(tree: Any, loaded: Any) -> Any:
+    """``tree`` with every leaf that ``loaded`` has."""
+    if not isinstance(tree, dict):
+        return loaded
+    return {name: _overlay(value, loaded[name]) if name in loaded else value for name, value in tree.items()}
+
+
+def _summary(keys: list[str]) -> str:
+    """Names of tensors, those of one part counted: a decoder has hundreds."""
+    parts: dict[str, list[str]] = {}
+    for key in keys:
+        part = key.removeprefix("model.").partition(".")[0]
+        parts.setdefault(part, []).append(key)
+    return ", ".join(
+        ", ".join(names) if len(names) <= 4 else f"{part} ({len(names)} tensors)" for part, names in parts.items()
+    )
+
+
+def _check_durations(audio: AudioConfig, arch: EncoderArchitecture) -> None:
+    """Refuse recordings that the encoder cannot take, before anything is decoded."""
+    shortest, longest = arch.min_samples() / SAMPLE_RATE, arch.max_samples()
+    if audio.min_seconds < shortest:
+        raise ConfigError(
+            f"audio.min_seconds is {audio.min_seconds}; this encoder needs at least {shortest} s for one frame"
+        )
+    if longest is not None and audio.max_seconds > longest / SAMPLE_RATE:
+        raise ConfigError(
+            f"audio.max_seconds is {audio.max_seconds}; this {arch.family.value} encoder takes at most "
+            f"{longest / SAMPLE_RATE:g} s. Use --config.audio.max_seconds={longest / SAMPLE_RATE:g}: longer "
+            "recordings are then listed and left out"
+        )
 
 
 def compute_dtype(precision: Precision) -> Any:

@@ -192,6 +192,8 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
             "language": config.model.vocabulary.language,
             "normalize_waveform": experiment.encoder.normalize_waveform,
             "hf_compat": config.model.encoder.hf_compat,
+            "head_input": config.model.head_input.value,
+            "lora": {"rank": config.model.encoder.lora_rank, "alpha": config.model.encoder.lora_alpha},
             "encoder": config.model.encoder.checkpoint,
             "corpus": experiment.manifest.name,
             "versions": runtime.versions(),

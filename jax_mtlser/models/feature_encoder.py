@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_mtlser.config import EncoderArchitecture, FeatureNorm
+from jax_mtlser.architecture import FeatureNorm, Wav2Vec2Architecture
 from jax_mtlser.models import products
 from jax_mtlser.models.layers import Dense, activation, frame_mask, layer_norm
 
-__all__ = ["FeatureEncoder", "FeatureProjection", "TimeGroupNorm"]
+__all__ = ["Conv", "FeatureEncoder", "FeatureProjection", "TimeGroupNorm"]
 
 
 class TimeGroupNorm(nn.Module):
@@ -49,7 +49,7 @@ class FeatureEncoder(nn.Module):
         hf_compat: let padding into the GroupNorm statistics, as the reference implementation does.
     """
 
-    arch: EncoderArchitecture
+    arch: Wav2Vec2Architecture
     dtype: DTypeLike = jnp.float32
     hf_compat: bool = False
 
@@ -61,7 +61,7 @@ class FeatureEncoder(nn.Module):
         for layer, (channels, width, stride) in enumerate(
             zip(arch.conv_dim, arch.conv_kernel, arch.conv_stride, strict=True)
         ):
-            x = _Conv(channels, width, stride, arch.conv_bias, self.dtype, name=f"conv_{layer}")(x)
+            x = Conv(channels, width, stride, arch.conv_bias, self.dtype, name=f"conv_{layer}")(x)
             lengths = (lengths - width) // stride + 1
             if arch.feat_extract_norm is FeatureNorm.LAYER:
                 x = layer_norm(f"norm_{layer}", self.dtype)(x)
@@ -72,7 +72,9 @@ class FeatureEncoder(nn.Module):
         return x
 
 
-class _Conv(nn.Module):
+class Conv(nn.Module):
+    """Strided convolution without padding, see :func:`~jax_mtlser.models.products.strided_conv`."""
+
     channels: int
     width: int
     stride: int
@@ -91,16 +93,18 @@ class _Conv(nn.Module):
 
 
 class FeatureProjection(nn.Module):
-    """LayerNorm, then an affine map to the transformer's width, then dropout."""
+    """LayerNorm (where the architecture has it), an affine map to the transformer's width, dropout."""
 
-    arch: EncoderArchitecture
+    arch: Wav2Vec2Architecture
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, features: Float[Array, "B T C"], *, train: bool) -> Float[Array, "B T D"]:
         bound = math.sqrt(1.0 / features.shape[-1])
         uniform = _symmetric_uniform(bound)
-        x = layer_norm("norm", self.dtype, self.arch.layer_norm_eps)(features)
+        x = features
+        if self.arch.feat_proj_layer_norm:
+            x = layer_norm("norm", self.dtype, self.arch.layer_norm_eps)(x)
         x = Dense(self.arch.hidden_size, self.dtype, kernel_init=uniform, bias_init=uniform, name="projection")(x)
         return nn.Dropout(self.arch.feat_proj_dropout, deterministic=not train)(x)
 

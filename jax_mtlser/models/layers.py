@@ -1,5 +1,6 @@
 """Small building blocks that every part of the network shares."""
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -10,7 +11,27 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_mtlser.models import products
 
-__all__ = ["Dense", "activation", "frame_mask", "layer_norm", "masked_mean"]
+__all__ = ["LORA_PARAMETERS", "Dense", "Lora", "activation", "frame_mask", "layer_norm", "masked_mean"]
+
+LORA_PARAMETERS = ("lora_down", "lora_up")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter beside a kernel (Hu et al. 2022): ``W + alpha / rank * down @ up``.
+
+    Attributes:
+        rank: columns of ``down`` and rows of ``up``.
+        alpha: numerator of the scale.
+    """
+
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two factors is multiplied by."""
+        return self.alpha / self.rank
 
 
 class Dense(nn.Module):
@@ -20,18 +41,33 @@ class Dense(nn.Module):
         features: output width.
         dtype: compute type.
         kernel_init: initialiser of the kernel ``[I, O]``; the bias starts at zero unless ``bias_init`` is given.
+        use_bias: add a bias.
+        lora: adapter beside the kernel; it starts as zero, so it changes nothing before training.
     """
 
     features: int
     dtype: DTypeLike = jnp.float32
     kernel_init: jax.nn.initializers.Initializer = jax.nn.initializers.normal(0.02)
     bias_init: jax.nn.initializers.Initializer = jax.nn.initializers.zeros
+    use_bias: bool = True
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", self.bias_init, (self.features,))
-        return products.affine(x, kernel, bias, self.dtype)
+        inputs = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (inputs, self.features))
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,))
+            y = products.affine(x, kernel, bias, self.dtype)
+        else:
+            y = products.matmul(x, kernel, self.dtype)
+        if self.lora is None:
+            return y
+        uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        down = self.param("lora_down", uniform, (inputs, self.lora.rank))
+        up = self.param("lora_up", jax.nn.initializers.zeros, (self.lora.rank, self.features))
+        low = products.matmul(products.matmul(x, down, self.dtype), up, self.dtype)
+        return y + low * jnp.asarray(self.lora.scale, low.dtype)
 
 
 def layer_norm(name: str, dtype: DTypeLike, epsilon: float = 1e-5) -> nn.LayerNorm:

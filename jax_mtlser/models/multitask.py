@@ -4,14 +4,14 @@ import dataclasses
 
 import flax.linen as nn
 import flax.struct
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jax_mtlser.config import EncoderArchitecture
+from jax_mtlser.architecture import EncoderArchitecture
+from jax_mtlser.config import HeadInput
 from jax_mtlser.models.heads import Head
-from jax_mtlser.models.layers import frame_mask, masked_mean
-from jax_mtlser.models.speech_encoder import SpeechEncoder
+from jax_mtlser.models.layers import masked_mean
+from jax_mtlser.models.speech_encoder import speech_encoder
+from jax_mtlser.models.transformer import EncoderOptions
 
 __all__ = ["HeadSizes", "MultitaskModel", "MultitaskOutput"]
 
@@ -51,36 +51,48 @@ class MultitaskOutput:
 
 
 class MultitaskModel(nn.Module):
-    """Hard parameter sharing: every task reads the same encoder frames.
+    """Hard parameter sharing: every task reads the same encoder.
 
     Attributes:
         arch: of the encoder.
         sizes: of the heads.
-        dtype: compute type of the encoder.
-        hf_compat: see :class:`~jax_mtlser.models.feature_encoder.FeatureEncoder`.
+        options: how the encoder is computed.
+        head_input: what the heads read.
+        frozen_encoder: the encoder is not trained at all, so it runs without dropout and SpecAugment.
     """
 
     arch: EncoderArchitecture
     sizes: HeadSizes
-    dtype: DTypeLike = jnp.float32
-    hf_compat: bool = False
+    options: EncoderOptions = EncoderOptions()
+    head_input: HeadInput = HeadInput.LAST
+    frozen_encoder: bool = False
 
     @nn.compact
     def __call__(self, audio: Float[Array, "B S"], lengths: Int[Array, " B"], *, train: bool) -> MultitaskOutput:
-        encoded = SpeechEncoder(self.arch, self.dtype, self.hf_compat, name="encoder")(audio, lengths, train=train)
-        pooled = masked_mean(encoded.frames, frame_mask(encoded.lengths, encoded.frames.shape[1]))
+        encoder = speech_encoder(self.arch, self.options, name="encoder")
+        every_layer = self.head_input is HeadInput.WEIGHTED_SUM
+        encoded = encoder(audio, lengths, train=train and not self.frozen_encoder, output_hidden_states=every_layer)
+        frames, mask = encoded.frames, encoded.mask
+        pooled = masked_mean(frames, mask)
+        frames_read: Array | list[Array] = frames
+        pooled_read: Array | list[Array] = pooled
+        if every_layer:
+            assert encoded.hidden_states is not None
+            # The last layer as the encoder gives it: behind the final norm, where there is one.
+            frames_read = [*encoded.hidden_states[:-1], frames]
+            pooled_read = [*(masked_mean(layer, mask) for layer in encoded.hidden_states[:-1]), pooled]
 
-        def read(name: str, x: Array) -> Array | None:
+        def read(name: str, x: Array | list[Array]) -> Array | None:
             classes = getattr(self.sizes, name)
             if not classes:
                 return None
             return Head(classes, self.arch.final_dropout, name=f"{name}_head")(x, train=train)
 
         return MultitaskOutput(
-            emotion=read("emotion", pooled),
-            gender=read("gender", pooled),
-            speaker=read("speaker", pooled),
-            asr=read("asr", encoded.frames),
+            emotion=read("emotion", pooled_read),
+            gender=read("gender", pooled_read),
+            speaker=read("speaker", pooled_read),
+            asr=read("asr", frames_read),
             frame_lengths=encoded.lengths,
             embedding=pooled,
         )

@@ -2,9 +2,35 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-__all__ = ["span_mask"]
+from jax_mtlser.architecture import EncoderArchitecture
+
+__all__ = ["span_mask", "spec_augment"]
+
+
+def spec_augment(
+    key: Key[Array, ""],
+    x: Float[Array, "B N D"],
+    lengths: Int[Array, " B"],
+    arch: EncoderArchitecture,
+    fill: Float[Array, " D"] | None,
+) -> Float[Array, "B N D"]:
+    """Mask spans of time with ``fill`` (None: zeros) and spans of channels with zeros, as ``arch`` asks."""
+    time_key, channel_key = jax.random.split(key)
+    if arch.mask_time_prob > 0:
+        masked = span_mask(
+            time_key, lengths, x.shape[1],
+            probability=arch.mask_time_prob, span=arch.mask_time_length, min_spans=arch.mask_time_min_masks,
+        )  # fmt: skip
+        x = jnp.where(masked[..., None], 0 if fill is None else fill.astype(x.dtype)[None, None], x)
+    if arch.mask_feature_prob > 0:
+        masked = span_mask(
+            channel_key, jnp.full_like(lengths, x.shape[2]), x.shape[2],
+            probability=arch.mask_feature_prob, span=arch.mask_feature_length, min_spans=arch.mask_feature_min_masks,
+        )  # fmt: skip
+        x = jnp.where(masked[:, None, :], 0, x)
+    return x
 
 
 def span_mask(

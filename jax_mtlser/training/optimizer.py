@@ -1,6 +1,6 @@
 """AdamW with a warm-up schedule, parameter groups and clipping; frozen parameters are not even differentiated."""
 
-import enum
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,19 +10,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jax_mtlser.config import LearningRateSchedule, OptimizerConfig
+from jax_mtlser.architecture import EncoderArchitecture
+from jax_mtlser.config import Freeze, LearningRateSchedule, OptimizerConfig
+from jax_mtlser.models.layers import LORA_PARAMETERS
 
-__all__ = ["Group", "Rates", "apply_rates", "gradient_transform", "group_of", "merge", "schedule", "split"]
+__all__ = ["Rates", "Trainable", "apply_rates", "gradient_transform", "merge", "schedule", "split"]
 
 Params = Any
-
-
-class Group(enum.Enum):
-    """What a parameter belongs to."""
-
-    ENCODER = "encoder"
-    HEADS = "heads"
-    FROZEN = "frozen"
 
 
 @flax.struct.dataclass
@@ -31,35 +25,70 @@ class Rates:
 
     Attributes:
         encoder, heads: peak learning rate of each group.
+        layer_decay: factor from each transformer layer to the one below it.
         warmup_steps: steps in which the rate rises linearly from zero.
         total_steps: steps of the whole training.
     """
 
     encoder: Array
     heads: Array
+    layer_decay: Array
     warmup_steps: Array
     total_steps: Array
 
 
-def group_of(path: tuple[Any, ...], *, freeze_feature_encoder: bool) -> Group:
-    """The group of the parameter at a key path of the model's tree."""
-    names = [entry.key for entry in path]
-    if names[0] != "encoder":
-        return Group.HEADS
-    if freeze_feature_encoder and names[1] == "feature_encoder":
-        return Group.FROZEN
-    return Group.ENCODER
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+    """Which parameters are trained, told from their place in the model's tree.
+
+    Attributes:
+        arch: of the encoder.
+        freeze: the part of the encoder that is not trained.
+        freeze_layers: first layers that are not trained; with ``Freeze.LAYERS``.
+    """
+
+    arch: EncoderArchitecture
+    freeze: Freeze = Freeze.NOTHING
+    freeze_layers: int = 0
+
+    def is_frozen(self, path: tuple[Any, ...]) -> bool:
+        """Whether the parameter at a key path keeps its value."""
+        names = [entry.key for entry in path]
+        if names[0] != "encoder" or names[-1] in LORA_PARAMETERS:
+            return False
+        if names[1] == "positions":
+            return True  # Whisper's sinusoids are a table, not weights
+        match self.freeze:
+            case Freeze.NOTHING:
+                return False
+            case Freeze.FEATURE_ENCODER:
+                return names[1] == "feature_encoder"
+            case Freeze.LAYERS:
+                return self._height(names) <= self.freeze_layers
+            case Freeze.ENCODER:
+                return True
+
+    def layers_above(self, path: tuple[Any, ...]) -> int:
+        """Transformer layers between a parameter and the heads; 0 for the last layer and for the heads."""
+        names = [entry.key for entry in path]
+        return 0 if names[0] != "encoder" else self.arch.num_hidden_layers - self._height(names)
+
+    def _height(self, names: list[str]) -> int:
+        """0 below the first transformer layer, then the layer's number from 1; a norm belongs where it is applied."""
+        if names[1] != "transformer":
+            return 0
+        if names[2] == "norm":
+            return self.arch.num_hidden_layers if self.arch.pre_norm else 0
+        return int(names[2].removeprefix("layer_")) + 1
 
 
-def split(params: Params, *, freeze_feature_encoder: bool) -> tuple[Params, Params]:
+def split(params: Params, which: Trainable) -> tuple[Params, Params]:
     """Trainable and frozen parameters: two trees of the whole shape, with None for what is in the other."""
 
     def pick(frozen: bool) -> Params:
-        def keep(path: tuple[Any, ...], leaf: Any) -> Any:
-            group = group_of(path, freeze_feature_encoder=freeze_feature_encoder)
-            return leaf if (group is Group.FROZEN) == frozen else None
-
-        return jax.tree_util.tree_map_with_path(keep, params)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if which.is_frozen(path) == frozen else None, params
+        )
 
     return pick(False), pick(True)
 
@@ -96,11 +125,12 @@ def schedule(step: Int[Array, ""], rates: Rates, shape: LearningRateSchedule) ->
             return warm * 0.5 * (1.0 - jnp.cos(jnp.pi * left))
 
 
-def apply_rates(updates: Params, rates: Rates, share: Float[Array, ""]) -> Params:
-    """Turn AdamW's direction into a step: minus the group's learning rate times the direction."""
+def apply_rates(updates: Params, rates: Rates, share: Float[Array, ""], which: Trainable) -> Params:
+    """Turn AdamW's direction into a step: minus the parameter's learning rate times the direction."""
 
     def scaled(path: tuple[Any, ...], update: Array) -> Array:
-        heads = group_of(path, freeze_feature_encoder=False) is Group.HEADS
-        return -share * (rates.heads if heads else rates.encoder) * update
+        if path[0].key != "encoder":
+            return -share * rates.heads * update
+        return -share * rates.encoder * rates.layer_decay ** which.layers_above(path) * update
 
     return jax.tree_util.tree_map_with_path(scaled, updates)

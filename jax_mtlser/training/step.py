@@ -10,11 +10,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int16
 
-from jax_mtlser.config import CtcNormalization, LearningRateSchedule, OptimizerConfig
+from jax_mtlser.config import CtcNormalization, Freeze, LearningRateSchedule, OptimizerConfig
 from jax_mtlser.data.batches import Batch, gather_audio, waveform
 from jax_mtlser.models.multitask import MultitaskModel, MultitaskOutput
 from jax_mtlser.training.losses import TASKS, LossSums, ctc_feasible, task_losses
-from jax_mtlser.training.optimizer import Rates, apply_rates, gradient_transform, merge, schedule, split
+from jax_mtlser.training.optimizer import (
+    Rates,
+    Trainable,
+    apply_rates,
+    gradient_transform,
+    merge,
+    schedule,
+    split,
+)
 
 __all__ = [
     "Evaluation",
@@ -66,7 +74,8 @@ class StepSpec:
         model: the network.
         optimizer: settings of AdamW; learning rates are taken from the knobs instead.
         normalize_waveform: see :func:`~jax_mtlser.data.batches.waveform`.
-        freeze_feature_encoder: keep the convolutional layers.
+        freeze: the part of the encoder that is not trained.
+        freeze_layers: see :class:`Trainable`.
         ctc_normalization: see :class:`CtcNormalization`.
         blank: CTC symbol.
         accumulation_steps: equal parts in which a batch is worked through.
@@ -75,7 +84,8 @@ class StepSpec:
     model: MultitaskModel
     optimizer: OptimizerConfig
     normalize_waveform: bool
-    freeze_feature_encoder: bool = False
+    freeze: Freeze = Freeze.NOTHING
+    freeze_layers: int = 0
     ctc_normalization: CtcNormalization = CtcNormalization.NONE
     blank: int = 0
     accumulation_steps: int = 1
@@ -84,6 +94,11 @@ class StepSpec:
     def schedule(self) -> LearningRateSchedule:
         """Shape of the learning rate."""
         return self.optimizer.schedule
+
+    @property
+    def trainable(self) -> Trainable:
+        """Which parameters are trained."""
+        return Trainable(self.model.arch, self.freeze, self.freeze_layers)
 
 
 @flax.struct.dataclass
@@ -126,7 +141,7 @@ class Evaluation:
 
 def create_state(spec: StepSpec, params: Any, seed: Array) -> TrainState:
     """State before the first step. ``seed`` is traced: another seed compiles nothing."""
-    trainable, _ = split(params, freeze_feature_encoder=spec.freeze_feature_encoder)
+    trainable, _ = split(params, spec.trainable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -153,7 +168,7 @@ def train_step(
         knobs: weights and learning rates.
         corpus: the resident corpus, or one unused sample.
     """
-    trainable, frozen = split(state.params, freeze_feature_encoder=spec.freeze_feature_encoder)
+    trainable, frozen = split(state.params, spec.trainable)
     step_key = jax.random.fold_in(state.key, state.step)
     counts = _label_counts(spec, batch)
 
@@ -174,7 +189,7 @@ def train_step(
 
     updates, opt_state = gradient_transform(spec.optimizer).update(gradients, state.opt_state, trainable)
     share = schedule(state.step, knobs.rates, spec.schedule)
-    trainable = optax.apply_updates(trainable, apply_rates(updates, knobs.rates, share))
+    trainable = optax.apply_updates(trainable, apply_rates(updates, knobs.rates, share, spec.trainable))
     norm = optax.tree.norm(gradients)
     metrics = StepMetrics(
         losses=sums,

@@ -10,7 +10,7 @@ import soundfile
 from tiny import saved_parameters
 
 from jax_mtlser import cli
-from jax_mtlser.config import EncoderArchitecture, ProtocolConfig, from_dict
+from jax_mtlser.config import ProtocolConfig, architecture_from_dict
 from jax_mtlser.evaluation.protocols import Fold
 from jax_mtlser.experiments.members import members_of
 from jax_mtlser.models.pretrained import encoder_parameters
@@ -96,8 +96,8 @@ def test_training_starts_from_the_checkpoints_encoder(release, checkpoint, tmp_p
     ]  # fmt: skip
     assert cli.train_command(flags) == 0
     folder = RunFolder(tmp_path / "run").member("r0_f0").model
-    arch = from_dict(EncoderArchitecture, load_model_description(folder)["architecture"])
-    expected, _ = encoder_parameters(checkpoint, arch)
+    arch = architecture_from_dict(load_model_description(folder)["architecture"])
+    expected, _ = encoder_parameters(checkpoint / "model.safetensors", arch)
     loaded = saved_parameters(folder)["encoder"]
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-20), loaded, expected)
 

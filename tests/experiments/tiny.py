@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import soundfile
 
+from jax_mtlser.architecture import Wav2Vec2Architecture
 from jax_mtlser.config import (
     BatchingConfig,
     Config,
     CorpusConfig,
     CorpusKind,
-    EncoderArchitecture,
     EncoderConfig,
     ModelConfig,
     OptimizerConfig,
@@ -21,7 +21,7 @@ from jax_mtlser.config import (
     TrainingConfig,
     VocabularyConfig,
     VocabularySource,
-    from_dict,
+    architecture_from_dict,
 )
 from jax_mtlser.corpora.manifest import Manifest, Utterance, write_manifest
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
@@ -71,7 +71,7 @@ def tiny_config(corpus: Path, *, epochs: int = 2) -> Config:
         model=ModelConfig(
             encoder=EncoderConfig(
                 checkpoint="",
-                architecture=EncoderArchitecture(
+                architecture=Wav2Vec2Architecture(
                     hidden_size=16,
                     num_hidden_layers=1,
                     num_attention_heads=2,
@@ -99,7 +99,7 @@ def tiny_config(corpus: Path, *, epochs: int = 2) -> Config:
 def saved_parameters(model_folder: Path) -> Any:
     """The parameters of a finished model as NumPy arrays, in the tree that its own description gives."""
     description = load_model_description(model_folder)
-    arch = from_dict(EncoderArchitecture, description["architecture"])
+    arch = architecture_from_dict(description["architecture"])
     model = MultitaskModel(arch, HeadSizes(**description["heads"]))
     audio, lengths = jnp.zeros((1, 8000)), jnp.array([8000])
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), audio, lengths, train=False)["params"])

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_mtlser.config import EncoderArchitecture, FeatureNorm
+from jax_mtlser.architecture import EncoderFamily, FeatureNorm, Wav2Vec2Architecture, WhisperArchitecture
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
+from jax_mtlser.models.transformer import EncoderOptions
 
 _SMALL = {
     "hidden_size": 24,
@@ -24,18 +25,32 @@ _SMALL = {
 }
 ARCHITECTURES = {
     # Positional convolution by the Fourier transform, and as a convolution.
-    "group": EncoderArchitecture(**_SMALL, num_conv_pos_embeddings=12),
-    "layer": EncoderArchitecture(
+    "group": Wav2Vec2Architecture(**_SMALL, num_conv_pos_embeddings=12),
+    "layer": Wav2Vec2Architecture(
         **_SMALL,
         num_conv_pos_embeddings=5,
         feat_extract_norm=FeatureNorm.LAYER,
         conv_bias=True,
         do_stable_layer_norm=True,
     ),
+    "wavlm": Wav2Vec2Architecture(
+        **_SMALL, num_conv_pos_embeddings=12, family=EncoderFamily.WAVLM, num_buckets=16, max_bucket_distance=20
+    ),
+    "data2vec": Wav2Vec2Architecture(
+        **_SMALL,
+        family=EncoderFamily.DATA2VEC_AUDIO,
+        feat_extract_norm=FeatureNorm.LAYER,
+        num_conv_pos_embeddings=2,
+        conv_pos_kernel_size=5,
+    ),
+    "whisper": WhisperArchitecture(
+        hidden_size=24, num_attention_heads=2, intermediate_size=32, num_mel_bins=12, max_source_positions=20
+    ),
 }
 SIZES = HeadSizes(emotion=4, gender=2, speaker=5, asr=6)
+# In samples; ten times as long for Whisper, whose frames are that much longer.
 BUCKETS = (300, 480)
-SHORTEST = ARCHITECTURES["group"].receptive_field()
+SHORTEST = ARCHITECTURES["group"].min_samples()
 LOGITS = ("emotion", "gender", "speaker", "asr")
 
 
@@ -46,7 +61,7 @@ QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 def _model(name, dtype=jnp.float32, num_layers=2):
     """Parameters of the model with two layers fit the one with fewer too."""
     arch = dataclasses.replace(ARCHITECTURES[name], num_hidden_layers=num_layers)
-    return MultitaskModel(arch, SIZES, dtype)
+    return MultitaskModel(arch, SIZES, EncoderOptions(dtype=dtype))
 
 
 @functools.cache
@@ -70,6 +85,10 @@ def _apply(name, dtype=jnp.float32):
     return jax.jit(
         functools.partial(_model(name, dtype).apply, _parameters(name), train=False), compiler_options=QUICK_COMPILE
     )
+
+
+def _unit(name):
+    return 10 if name == "whisper" else 1
 
 
 def _utterance(length, seed):
@@ -105,26 +124,29 @@ _others = st.lists(st.one_of(st.just(0), st.integers(SHORTEST, BUCKETS[1])), min
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(length=_lengths, others=_others, row=st.integers(0, 2))
 def test_an_utterance_alone_equals_itself_in_any_batch_and_bucket(name, length, others, row):
-    samples = _utterance(length, seed=length)
-    alone = _own(_apply(name)(*_batch([samples], BUCKETS[0])), 0)
-    utterances = [_utterance(other, seed=100 + number) for number, other in enumerate(others)]
+    unit = _unit(name)
+    samples = _utterance(length * unit, seed=length)
+    alone = _own(_apply(name)(*_batch([samples], BUCKETS[0] * unit)), 0)
+    utterances = [_utterance(other * unit, seed=100 + number) for number, other in enumerate(others)]
     utterances.insert(row, samples)
-    output = _apply(name)(*_batch(utterances, BUCKETS[1]))
+    output = _apply(name)(*_batch(utterances, BUCKETS[1] * unit))
     _assert_same(_own(output, row), alone, 1e-5)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(output))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_utterance_equals_itself_at_exactly_its_own_length(name):
-    samples = _utterance(251, seed=1)
-    exact = _own(_apply(name)(*_batch([samples], 251)), 0)
-    _assert_same(_own(_apply(name)(*_batch([samples], BUCKETS[0])), 0), exact, 1e-5)
+    unit = _unit(name)
+    samples = _utterance(251 * unit, seed=1)
+    exact = _own(_apply(name)(*_batch([samples], 251 * unit)), 0)
+    _assert_same(_own(_apply(name)(*_batch([samples], BUCKETS[0] * unit)), 0), exact, 1e-5)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_samples_behind_an_utterance_do_not_matter(name):
-    audio, lengths = _batch([_utterance(200, 1), _utterance(287, 2), []], BUCKETS[1])
-    spoilt = np.where(np.arange(BUCKETS[1])[None] < lengths[:, None], audio, 50.0).astype(np.float32)
+    unit = _unit(name)
+    audio, lengths = _batch([_utterance(200 * unit, 1), _utterance(287 * unit, 2), []], BUCKETS[1] * unit)
+    spoilt = np.where(np.arange(BUCKETS[1] * unit)[None] < lengths[:, None], audio, 50.0).astype(np.float32)
     clean, ours = (_apply(name)(x, lengths) for x in (audio, spoilt))
     for row in range(2):
         _assert_same(_own(ours, row), _own(clean, row), 1e-5)
@@ -133,7 +155,9 @@ def test_samples_behind_an_utterance_do_not_matter(name):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_fill_rows_and_rows_too_short_for_a_frame_are_finite(name, dtype):
-    output = _apply(name, dtype)(*_batch([[], _utterance(SHORTEST - 1, 0), _utterance(300, 1)], BUCKETS[1]))
+    too_short = _utterance(ARCHITECTURES[name].min_samples() - 1, 0)
+    batch = _batch([[], too_short, _utterance(300 * _unit(name), 1)], BUCKETS[1] * _unit(name))
+    output = _apply(name, dtype)(*batch)
     np.testing.assert_array_equal(output.frame_lengths[:2], 0)
     np.testing.assert_array_equal(output.embedding[:2], 0)
     assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(output))
@@ -141,14 +165,15 @@ def test_fill_rows_and_rows_too_short_for_a_frame_are_finite(name, dtype):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_shortest_utterance_has_one_frame(name):
-    output = _apply(name)(*_batch([_utterance(SHORTEST, 0)] * 3, BUCKETS[1]))
+    shortest = _utterance(ARCHITECTURES[name].min_samples(), 0)
+    output = _apply(name)(*_batch([shortest] * 3, BUCKETS[1] * _unit(name)))
     np.testing.assert_array_equal(output.frame_lengths, 1)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_gradients_come_from_the_counted_rows_only(name):
-    model, parameters = _model(name, num_layers=1), _parameters(name)
-    samples = _utterance(230, 1)
+    model, parameters, unit = _model(name, num_layers=1), _parameters(name), _unit(name)
+    samples = _utterance(230 * unit, 1)
 
     def loss(parameters, audio, lengths, counted):
         output = model.apply(parameters, audio, lengths, train=False)
@@ -158,8 +183,8 @@ def test_gradients_come_from_the_counted_rows_only(name):
         return jnp.sum(jnp.where(counted, symbols + classes, 0.0))
 
     gradient = jax.jit(jax.grad(loss), compiler_options=QUICK_COMPILE)
-    alone = gradient(parameters, *_batch([samples], BUCKETS[0]), np.array([True]))
-    batch = _batch([[], samples, _utterance(BUCKETS[1], 2)], BUCKETS[1])
+    alone = gradient(parameters, *_batch([samples], BUCKETS[0] * unit), np.array([True]))
+    batch = _batch([[], samples, _utterance(BUCKETS[1] * unit, 2)], BUCKETS[1] * unit)
     beside = gradient(parameters, *batch, np.array([False, True, False]))
     for (path, expected), ours in zip(jax.tree_util.tree_leaves_with_path(alone), jax.tree.leaves(beside), strict=True):
         where = jax.tree_util.keystr(path)
@@ -180,9 +205,10 @@ def test_gradients_stay_finite_beside_fill_rows_in_bfloat16():
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_in_bfloat16_batches_agree_within_its_rounding(name):
-    samples = _utterance(230, 1)
-    alone = _own(_apply(name, jnp.bfloat16)(*_batch([samples], BUCKETS[0])), 0)
-    batch = _batch([[], samples, _utterance(BUCKETS[1], 2)], BUCKETS[1])
+    unit = _unit(name)
+    samples = _utterance(230 * unit, 1)
+    alone = _own(_apply(name, jnp.bfloat16)(*_batch([samples], BUCKETS[0] * unit)), 0)
+    batch = _batch([[], samples, _utterance(BUCKETS[1] * unit, 2)], BUCKETS[1] * unit)
     beside = _own(_apply(name, jnp.bfloat16)(*batch), 1)
     full = _own(_apply(name)(*batch), 1)
     for task in (*LOGITS, "embedding"):

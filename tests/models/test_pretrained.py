@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jax_mtlser.config import EncoderArchitecture, EncoderConfig, FeatureNorm
+from jax_mtlser.architecture import FeatureNorm, Wav2Vec2Architecture
+from jax_mtlser.config import EncoderConfig
 from jax_mtlser.models.pretrained import CheckpointError, encoder_parameters, open_encoder
 
 torch = pytest.importorskip("torch")
@@ -56,7 +57,7 @@ def _open(folder, **options):
 
 
 def _parameters(folder):
-    return encoder_parameters(folder, _open(folder).arch)
+    return encoder_parameters(_open(folder).weights, _open(folder).arch)
 
 
 def _rewrite(folder, change):
@@ -91,7 +92,7 @@ def test_what_config_json_leaves_out_is_the_default(checkpoint):
     values = json.loads((checkpoint / "config.json").read_text())
     del values["layer_norm_eps"], values["hidden_dropout"], values["mask_time_prob"]
     (checkpoint / "config.json").write_text(json.dumps(values))
-    arch, default = _open(checkpoint).arch, EncoderArchitecture()
+    arch, default = _open(checkpoint).arch, Wav2Vec2Architecture()
     assert arch.layer_norm_eps == default.layer_norm_eps
     assert arch.hidden_dropout == default.hidden_dropout
     assert arch.mask_time_prob == default.mask_time_prob
@@ -114,7 +115,7 @@ def test_waveform_normalisation_follows_the_preprocessor_unless_asked_for(checkp
 
 
 def test_without_a_checkpoint_the_configured_architecture_is_used():
-    architecture = EncoderArchitecture(hidden_size=32)
+    architecture = Wav2Vec2Architecture(hidden_size=32)
     encoder = open_encoder(EncoderConfig(checkpoint="", architecture=architecture, layerdrop=0.0))
     assert encoder.folder is None
     assert encoder.arch.hidden_size == 32
@@ -179,18 +180,22 @@ def test_half_precision_checkpoints_become_float32(checkpoint):
     exact, _ = _parameters(checkpoint)
     Wav2Vec2Model.from_pretrained(checkpoint).half().save_pretrained(checkpoint)
     half, _ = _parameters(checkpoint)
-    kernel = half["layer_0"]["attention"]["query"]["kernel"]
+    kernel = half["transformer"]["layer_0"]["attention"]["query"]["kernel"]
     assert kernel.dtype == np.float32
-    np.testing.assert_allclose(kernel, exact["layer_0"]["attention"]["query"]["kernel"], rtol=2**-10, atol=1e-7)
+    np.testing.assert_allclose(
+        kernel, exact["transformer"]["layer_0"]["attention"]["query"]["kernel"], rtol=2**-10, atol=1e-7
+    )
 
 
 def test_bfloat16_checkpoints_become_float32(checkpoint):
     exact, _ = _parameters(checkpoint)
     Wav2Vec2Model.from_pretrained(checkpoint).bfloat16().save_pretrained(checkpoint)
     rounded, _ = _parameters(checkpoint)
-    kernel = rounded["layer_0"]["attention"]["query"]["kernel"]
+    kernel = rounded["transformer"]["layer_0"]["attention"]["query"]["kernel"]
     assert kernel.dtype == np.float32
-    np.testing.assert_allclose(kernel, exact["layer_0"]["attention"]["query"]["kernel"], rtol=2**-8, atol=1e-7)
+    np.testing.assert_allclose(
+        kernel, exact["transformer"]["layer_0"]["attention"]["query"]["kernel"], rtol=2**-8, atol=1e-7
+    )
 
 
 def test_without_spec_augment_a_stored_mask_vector_is_not_an_error(checkpoint):
@@ -295,7 +300,7 @@ def test_a_config_that_is_no_json_object_is_refused(checkpoint, content):
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"model_type": "hubert"}, "'hubert'"),
+        ({"model_type": "sew"}, "'sew'; there are encoders for wav2vec2, hubert,"),
         ({"add_adapter": True}, "add_adapter is True"),
         ({"adapter_attn_dim": 16}, "adapter_attn_dim is 16"),
         ({"feat_extract_norm": "batch"}, "feat_extract_norm is 'batch'"),

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_mtlser.config import EncoderArchitecture
+from jax_mtlser.architecture import Wav2Vec2Architecture
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
 from jax_mtlser.models.spec_augment import span_mask
-from jax_mtlser.models.speech_encoder import SpeechEncoder
+from jax_mtlser.models.wav2vec2_encoder import Wav2Vec2Encoder
 
 # Code generation dominates the time of these tests, and results do not rest on LLVM's optimisations.
 _jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-ARCH = EncoderArchitecture(
+ARCH = Wav2Vec2Architecture(
     hidden_size=16,
     num_hidden_layers=1,
     num_attention_heads=2,
@@ -159,7 +159,7 @@ def _parameters(module, audio, lengths):
 
 
 def _encoder(**values):
-    encoder = SpeechEncoder(dataclasses.replace(ARCH, **(_OFF | values)))
+    encoder = Wav2Vec2Encoder(dataclasses.replace(ARCH, **(_OFF | values)))
     audio = np.random.default_rng(0).standard_normal((2, 400)).astype(np.float32)
     lengths = jnp.array([400, 400])
     parameters = _parameters(encoder, audio, lengths)

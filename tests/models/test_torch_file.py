@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from jax_mtlser.models.torch_file import TorchFileError, read_torch_file
+from jax_mtlser.models.pretrained.torch_file import TorchFileError, read_torch_file
 
 torch = pytest.importorskip("torch")
 

@@ -1,23 +1,37 @@
 """AdamW against PyTorch's, the schedule against its closed form, groups and clipping."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jax_mtlser.config import LearningRateSchedule, OptimizerConfig
-from jax_mtlser.training.optimizer import Rates, apply_rates, gradient_transform, merge, schedule, split
+from jax_mtlser.architecture import Wav2Vec2Architecture
+from jax_mtlser.config import Freeze, LearningRateSchedule, OptimizerConfig
+from jax_mtlser.training.optimizer import Rates, Trainable, apply_rates, gradient_transform, merge, schedule, split
+
+ARCH = Wav2Vec2Architecture(num_hidden_layers=3)
 
 
-def rates(encoder: float = 1.0, heads: float = 1.0, warmup: float = 0, total: float = 10) -> Rates:
-    return Rates(*(jnp.float32(value) for value in (encoder, heads, warmup, total)))
+def rates(encoder: float = 1.0, heads: float = 1.0, decay: float = 1.0, warmup: float = 0, total: float = 10) -> Rates:
+    return Rates(*(jnp.float32(value) for value in (encoder, heads, decay, warmup, total)))
 
 
 def tree(seed: int) -> dict:
     random = np.random.default_rng(seed)
     shapes = {
-        "encoder": {"feature_encoder": (3, 2), "layer_0": {"kernel": (2, 4), "bias": (4,)}},
+        "encoder": {
+            "feature_encoder": (3, 2),
+            "positions": (5, 2),
+            "transformer": {
+                "norm": (2,),
+                "layer_0": {"kernel": (2, 4), "bias": (4,), "lora_down": (2, 1), "lora_up": (1, 4)},
+                "layer_1": {"kernel": (2, 4), "bias": (4,)},
+                "layer_2": {"kernel": (2, 4), "bias": (4,)},
+            },
+        },
         "emotion_head": (4, 2),
     }
     return jax.tree.map(
@@ -43,7 +57,7 @@ def test_five_steps_equal_pytorchs_adamw_and_clipping():
         torch.nn.utils.clip_grad_norm_(theirs, 0.5)
         reference.step()
         updates, state = transform.update(gradients, state, params)
-        params = optax.apply_updates(params, apply_rates(updates, rates(0.01, 0.01), jnp.float32(1)))
+        params = optax.apply_updates(params, apply_rates(updates, rates(0.01, 0.01), jnp.float32(1), Trainable(ARCH)))
     for ours, other in zip(structure.flatten_up_to(params), theirs, strict=True):
         np.testing.assert_allclose(ours, other.detach().numpy(), rtol=2e-5, atol=1e-6)
 
@@ -53,25 +67,60 @@ def test_biases_and_norms_are_not_decayed_by_default():
     zero = jax.tree.map(jnp.zeros_like, params)
     transform = gradient_transform(OptimizerConfig(weight_decay=0.1))
     updates, _ = transform.update(zero, transform.init(params), params)
-    np.testing.assert_allclose(updates["encoder"]["layer_0"]["kernel"], 0.1 * params["encoder"]["layer_0"]["kernel"])
-    assert not updates["encoder"]["layer_0"]["bias"].any()
+    np.testing.assert_allclose(
+        updates["encoder"]["transformer"]["layer_0"]["kernel"],
+        0.1 * params["encoder"]["transformer"]["layer_0"]["kernel"],
+    )
+    assert not updates["encoder"]["transformer"]["layer_0"]["bias"].any()
 
 
 def test_heads_and_encoder_take_their_own_rates():
     ones = jax.tree.map(jnp.ones_like, tree(0))
-    scaled = apply_rates(ones, rates(encoder=0.1, heads=2.0), jnp.float32(0.5))
-    np.testing.assert_allclose(scaled["encoder"]["layer_0"]["bias"], -0.05)
+    scaled = apply_rates(ones, rates(encoder=0.1, heads=2.0), jnp.float32(0.5), Trainable(ARCH))
+    np.testing.assert_allclose(scaled["encoder"]["transformer"]["layer_0"]["bias"], -0.05)
     np.testing.assert_allclose(scaled["emotion_head"], -1.0)
 
 
-def test_splitting_and_merging_gives_the_same_parameters():
+@pytest.mark.parametrize(("pre_norm", "norm"), [(False, 0.125), (True, 1.0)])
+def test_layer_decay_lowers_the_rate_from_layer_to_layer(pre_norm, norm):
+    ones = jax.tree.map(jnp.ones_like, tree(0))
+    which = Trainable(dataclasses.replace(ARCH, do_stable_layer_norm=pre_norm))
+    scaled = apply_rates(ones, rates(heads=2.0, decay=0.5), jnp.float32(-1.0), which)
+    transformer = scaled["encoder"]["transformer"]
+    np.testing.assert_allclose(scaled["emotion_head"], 2.0)
+    np.testing.assert_allclose(transformer["layer_2"]["kernel"], 1.0)
+    np.testing.assert_allclose(transformer["layer_1"]["kernel"], 0.5)
+    np.testing.assert_allclose(transformer["layer_0"]["bias"], 0.25)
+    np.testing.assert_allclose(scaled["encoder"]["feature_encoder"], 0.125)
+    # In front of the first layer (post-LN) or behind the last one (pre-LN).
+    np.testing.assert_allclose(transformer["norm"], norm)
+
+
+FROZEN = {
+    "nothing": (Trainable(ARCH), {"positions"}),
+    "feature encoder": (Trainable(ARCH, Freeze.FEATURE_ENCODER), {"positions", "feature_encoder"}),
+    "one layer": (
+        Trainable(ARCH, Freeze.LAYERS, 1),
+        {"positions", "feature_encoder", "layer_0/bias", "layer_0/kernel", "norm"},
+    ),
+    "encoder but adapters": (
+        Trainable(ARCH, Freeze.ENCODER),
+        {"positions", "feature_encoder", "norm"}
+        | {f"layer_{layer}/{name}" for layer in range(3) for name in ("bias", "kernel")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_what_is_frozen_and_that_merging_undoes_splitting(name):
+    which, expected = FROZEN[name]
     params = tree(0)
-    for frozen in (False, True):
-        parts = split(params, freeze_feature_encoder=frozen)
-        jax.tree.map(np.testing.assert_array_equal, merge(*parts), params)
-    trainable, frozen_part = split(params, freeze_feature_encoder=True)
-    assert trainable["encoder"]["feature_encoder"] is None
-    assert len(jax.tree.leaves(frozen_part)) == 1
+    trainable, frozen = split(params, which)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in
+             jax.tree_util.tree_leaves_with_path(frozen)]  # fmt: skip
+    assert {path.removeprefix("encoder/").removeprefix("transformer/") for path in paths} == expected
+    assert len(jax.tree.leaves(trainable)) + len(paths) == len(jax.tree.leaves(params))
+    jax.tree.map(np.testing.assert_array_equal, merge(trainable, frozen), params)
 
 
 @pytest.mark.parametrize(

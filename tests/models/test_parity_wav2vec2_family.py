@@ -1,4 +1,4 @@
-"""The encoder against transformers' PyTorch implementation: outputs, hidden states and gradients.
+"""The wav2vec 2.0 family against transformers' PyTorch implementation: outputs, hidden states and gradients.
 
 Reference weights travel through ``save_pretrained`` and the package's own import, so that both are tested at
 once. Every parameter is moved away from its initial value: a gain of one or a bias of zero would hide a mix-up.
@@ -8,6 +8,7 @@ once. Every parameter is moved away from its initial value: a gain of one or a b
 import contextlib
 import dataclasses
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,40 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_mtlser.config import EncoderArchitecture, EncoderConfig, FeatureNorm
+from jax_mtlser.architecture import EncoderFamily, FeatureNorm, Wav2Vec2Architecture
+from jax_mtlser.config import EncoderConfig
 from jax_mtlser.models.attention import EncoderLayer, FeedForward, SelfAttention
 from jax_mtlser.models.feature_encoder import FeatureEncoder, FeatureProjection
 from jax_mtlser.models.heads import Head
 from jax_mtlser.models.layers import frame_mask, masked_mean
+from jax_mtlser.models.positional_conv import PositionalConv, PositionalConvStack
 from jax_mtlser.models.pretrained import encoder_parameters, open_encoder
-from jax_mtlser.models.speech_encoder import SpeechEncoder, _PositionalConv
+from jax_mtlser.models.relative_position import RelativePosition, distance_buckets
+from jax_mtlser.models.transformer import EncoderOptions
+from jax_mtlser.models.wav2vec2_encoder import Wav2Vec2Encoder
 
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
-from transformers import Wav2Vec2Config, Wav2Vec2Model  # noqa: E402
+from transformers import (  # noqa: E402
+    Data2VecAudioConfig,
+    Data2VecAudioModel,
+    HubertConfig,
+    HubertModel,
+    UniSpeechSatConfig,
+    UniSpeechSatModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
+)
 
 MODULE_TOLERANCE = 1e-5
 ENCODER_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3  # of the largest entry of each tensor
+
+# WavLM hands PyTorch's attention a mask of another type than its bias.
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
 
 # Code generation dominates the time of these tests; results do not rest on LLVM's optimisations, and the full-size
 # tests run with them.
@@ -48,9 +67,31 @@ BASE = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
 }
+CLASSES = {
+    "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model),
+    "hubert": (HubertConfig, HubertModel),
+    "wavlm": (WavLMConfig, WavLMModel),
+    "data2vec-audio": (Data2VecAudioConfig, Data2VecAudioModel),
+    "unispeech-sat": (UniSpeechSatConfig, UniSpeechSatModel),
+}
+LARGE = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
 CONFIGS: dict[str, dict[str, Any]] = {
     "base": BASE,
-    "large": BASE | {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True},
+    "large": BASE | LARGE,
+    # One layer each where the difference lies in front of the transformer.
+    "hubert": BASE | {"family": "hubert", "num_hidden_layers": 1},
+    "distilhubert": BASE | {"family": "hubert", "num_hidden_layers": 1, "feat_proj_layer_norm": False},
+    # Few buckets and a short reach, so that 28 frames use all kinds of them.
+    "wavlm": BASE | {"family": "wavlm", "num_buckets": 20, "max_bucket_distance": 16},
+    "wavlm_large": BASE | LARGE | {"family": "wavlm", "num_buckets": 20, "max_bucket_distance": 16},
+    "data2vec": BASE
+    | {
+        "family": "data2vec-audio",
+        "num_hidden_layers": 1,
+        "num_conv_pos_embeddings": 3,
+        "conv_pos_kernel_size": 9,
+    },
+    "unispeech_sat": BASE | {"family": "unispeech-sat", "num_hidden_layers": 1},
     # Nothing divides by what it happens to divide by elsewhere; no SpecAugment, hence no masked_spec_embed.
     "odd": {
         "hidden_size": 30,
@@ -86,7 +127,7 @@ class Reference:
     """A PyTorch encoder, and the same encoder as the package imports it."""
 
     torch_model: Any
-    arch: EncoderArchitecture
+    arch: Wav2Vec2Architecture
     parameters: dict[str, Any]
 
     @property
@@ -96,14 +137,16 @@ class Reference:
 
 def make_reference(values: dict[str, Any], folder: Path, noise: float = 0.1) -> Reference:
     torch.manual_seed(0)
-    model = Wav2Vec2Model(Wav2Vec2Config(**values, attn_implementation="eager")).eval()
+    config, model_class = CLASSES[values.get("family", "wav2vec2")]
+    values = {name: value for name, value in values.items() if name != "family"}
+    model = model_class(config(**values, attn_implementation="eager")).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(noise * torch.randn(parameter.shape))
     model.save_pretrained(folder)
     encoder = open_encoder(EncoderConfig(checkpoint=str(folder)))
-    assert encoder.folder is not None
-    parameters, dropped = encoder_parameters(encoder.folder, encoder.arch)
+    assert encoder.weights is not None
+    parameters, dropped = encoder_parameters(encoder.weights, encoder.arch)
     assert dropped == []
     return Reference(model, encoder.arch, parameters)
 
@@ -151,13 +194,21 @@ def _apply(module, parameters, *inputs, compiler_options=QUICK_COMPILE, **option
     return function(parameters, *inputs)
 
 
-def test_defaults_are_those_of_transformers():
-    theirs = Wav2Vec2Config()
-    for field in dataclasses.fields(EncoderArchitecture):
-        ours, expected = getattr(EncoderArchitecture(), field.name), getattr(theirs, field.name)
-        if isinstance(ours, FeatureNorm):
-            ours = ours.value
-        assert ours == (tuple(expected) if isinstance(expected, list) else expected), field.name
+@pytest.mark.parametrize("family", CLASSES)
+def test_what_config_json_leaves_out_has_transformers_default(family, tmp_path):
+    theirs = CLASSES[family][0]()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    (tmp_path / "model.safetensors").touch()
+    arch = open_encoder(EncoderConfig(checkpoint=str(tmp_path))).arch
+    assert arch.family is EncoderFamily(family)
+    compared = 0
+    for field in dataclasses.fields(arch):
+        ours, expected = getattr(arch, field.name), getattr(theirs, field.name, None)
+        if field.name != "family" and expected is not None:
+            ours = ours.value if isinstance(ours, FeatureNorm) else ours
+            assert ours == (tuple(expected) if isinstance(expected, list) else expected), field.name
+            compared += 1
+    assert compared >= 24
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -174,43 +225,77 @@ def test_feature_encoder_agrees(reference):
 def test_feature_projection_agrees(reference):
     features = _normal(2, 9, reference.arch.conv_dim[-1])
     ours = _apply(FeatureProjection(reference.arch), reference.parameters["feature_projection"], features, train=False)
-    theirs, _ = reference.torch_model.feature_projection(torch.from_numpy(features))
+    theirs = reference.torch_model.feature_projection(torch.from_numpy(features))
+    theirs = theirs[0] if isinstance(theirs, tuple) else theirs  # HuBERT's gives no more than that
     _check(ours, theirs, MODULE_TOLERANCE)
 
 
 @pytest.mark.parametrize("frames", [3, 57])
 def test_positional_convolution_agrees(reference, frames):
     x = _normal(2, frames, reference.hidden)
-    ours = _apply(_PositionalConv(reference.arch, jnp.float32), reference.parameters["positional_conv"], x)
+    parameters = reference.parameters["positional_conv"]
+    if reference.arch.family is EncoderFamily.DATA2VEC_AUDIO:
+        ours = _apply(PositionalConvStack(reference.arch), parameters, x, jnp.ones((2, frames), bool))
+    else:
+        ours = _apply(PositionalConv(reference.arch), parameters, x)
     theirs = reference.torch_model.encoder.pos_conv_embed(torch.from_numpy(x))
     _check(ours, theirs, MODULE_TOLERANCE)
 
 
 def test_self_attention_agrees(reference):
     x, mask = _normal(2, 11, reference.hidden), np.arange(11)[None] < np.array([[11], [6]])
-    ours = _apply(
-        SelfAttention(reference.arch), reference.parameters["layer_0"]["attention"], x, jnp.asarray(mask), train=False
-    )
+    parameters = reference.parameters["transformer"]["layer_0"]["attention"]
+    inputs = (x, jnp.asarray(mask), _relative_position(reference, 11))
+    ours = _apply(SelfAttention(reference.arch), parameters, *inputs, train=False)
     attention = reference.torch_model.encoder.layers[0].attention
-    theirs = attention(torch.from_numpy(x), attention_mask=_additive(mask))[0]
+    theirs = attention(torch.from_numpy(x), attention_mask=_their_mask(reference, mask))[0]
     _check(ours, theirs, MODULE_TOLERANCE)
+
+
+def _relative_position(reference, frames):
+    if reference.arch.family is not EncoderFamily.WAVLM:
+        return None
+    return RelativePosition(reference.arch).apply({"params": reference.parameters["relative_position"]}, frames)
+
+
+@pytest.mark.parametrize("name", ["wavlm", "wavlm_large"])
+@pytest.mark.parametrize("frames", [1, 2, 40])
+def test_relative_positions_agree(name, frames, folder):
+    reference = _reference(name, folder)
+    attention = reference.torch_model.encoder.layers[0].attention
+    _check(_relative_position(reference, frames), attention.compute_bias(frames, frames), 0.0)
+
+
+def test_every_distance_falls_into_the_bucket_of_the_reference():
+    attention = WavLMModel(WavLMConfig(**BASE)).encoder.layers[0].attention
+    distances = np.arange(-3000, 3001)
+    theirs = attention._relative_positions_bucket(torch.from_numpy(distances)).numpy()
+    np.testing.assert_array_equal(distance_buckets(distances, 320, 800), theirs)
 
 
 def test_feed_forward_agrees(reference):
     x = _normal(2, 11, reference.hidden)
-    ours = _apply(FeedForward(reference.arch), reference.parameters["layer_0"]["feed_forward"], x, train=False)
+    ours = _apply(
+        FeedForward(reference.arch), reference.parameters["transformer"]["layer_0"]["feed_forward"], x, train=False
+    )
     theirs = reference.torch_model.encoder.layers[0].feed_forward(torch.from_numpy(x))
     _check(ours, theirs, MODULE_TOLERANCE)
 
 
 def test_encoder_layer_agrees(reference):
     x, mask = _normal(2, 11, reference.hidden), np.arange(11)[None] < np.array([[11], [6]])
-    ours = _apply(EncoderLayer(reference.arch), reference.parameters["layer_0"], x, jnp.asarray(mask), train=False)
-    theirs = reference.torch_model.encoder.layers[0](torch.from_numpy(x), attention_mask=_additive(mask))
+    parameters = reference.parameters["transformer"]["layer_0"]
+    inputs = (x, jnp.asarray(mask), _relative_position(reference, 11))
+    ours = _apply(EncoderLayer(reference.arch), parameters, *inputs, train=False)
+    layer = reference.torch_model.encoder.layers[0]
+    theirs = layer(torch.from_numpy(x), attention_mask=_their_mask(reference, mask))
     _check(ours, theirs[0] if isinstance(theirs, tuple) else theirs, MODULE_TOLERANCE)
 
 
-def _additive(mask):
+def _their_mask(reference, mask):
+    """What their layers take: WavLM's a mask, the others' a number to add to the scores."""
+    if reference.arch.family is EncoderFamily.WAVLM:
+        return torch.from_numpy(mask.astype(np.int64))
     shut = torch.from_numpy(~mask)[:, None, None, :]
     return torch.zeros(shut.shape).masked_fill(shut, torch.finfo(torch.float32).min)
 
@@ -223,7 +308,7 @@ def _additive(mask):
 class Comparison:
     """Both encoders on the same batch; hidden states are compared on the utterances' own frames."""
 
-    arch: EncoderArchitecture
+    arch: Wav2Vec2Architecture
     frames: tuple[Any, Any]
     hidden_states: list[tuple[Any, Any]]
     parameter_gradients: tuple[Any, Any]
@@ -235,7 +320,7 @@ def _encoder_gradient(name: str, folder: Path) -> Any:
     """One compiled program for padded and unpadded batches: lengths are an argument."""
     # hf_compat: the reference lets padding into its GroupNorm statistics. Without padding, and in the layer-norm
     # family, both settings are the same.
-    encoder = SpeechEncoder(_reference(name, folder).arch, hf_compat=True)
+    encoder = Wav2Vec2Encoder(_reference(name, folder).arch, EncoderOptions(hf_compat=True))
 
     def loss(parameters, audio, lengths, weights):
         output = encoder.apply({"params": parameters}, audio, lengths, train=False, output_hidden_states=True)
@@ -309,7 +394,7 @@ def _gradients_as_parameters(model, arch, folder):
         for name, parameter in model.named_parameters()
     }
     save_file(gradients, folder / "model.safetensors")
-    return encoder_parameters(folder, arch)[0]
+    return encoder_parameters(folder / "model.safetensors", arch)[0]
 
 
 @pytest.fixture(params=[(name, padded) for name in CONFIGS for padded in (False, True)], ids=str)
@@ -350,7 +435,7 @@ def test_gradient_of_every_parameter_agrees(comparison):
     assert max(errors.values()) <= GRADIENT_TOLERANCE, {k: v for k, v in errors.items() if v > GRADIENT_TOLERANCE}
 
 
-def _vanishes(name: str, arch: EncoderArchitecture) -> bool:
+def _vanishes(name: str, arch: Wav2Vec2Architecture) -> bool:
     """Parameters whose gradient is zero in exact arithmetic, where a relative error means nothing.
 
     A key's bias shifts all scores of a query alike, a bias before GroupNorm is subtracted with the mean, and
@@ -364,12 +449,11 @@ def _vanishes(name: str, arch: EncoderArchitecture) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", ["base", "odd"])
+@pytest.mark.parametrize("name", ["base", "odd", "wavlm", "data2vec"])
 def test_in_a_padded_batch_each_utterance_equals_the_reference_on_it_alone(name, folder):
     reference = _reference(name, folder)
-    assert reference.arch.feat_extract_norm is FeatureNorm.GROUP
     audio = _padded_audio(LENGTHS, total=1000)
-    ours = _apply(SpeechEncoder(reference.arch), reference.parameters, audio, jnp.array(LENGTHS), train=False)
+    ours = _apply(Wav2Vec2Encoder(reference.arch), reference.parameters, audio, jnp.array(LENGTHS), train=False)
     errors = []
     for row, length in enumerate(LENGTHS):
         theirs = reference.torch_model(torch.from_numpy(audio[row : row + 1, :length])).last_hidden_state
@@ -421,6 +505,10 @@ def test_a_head_is_one_affine_map_in_float32():
     "values",
     [
         pytest.param({}, id="base"),
+        pytest.param({"family": "hubert"}, id="hubert_base"),
+        pytest.param({"family": "wavlm"}, id="wavlm_base"),
+        pytest.param({"family": "data2vec-audio"}, id="data2vec_base"),
+        pytest.param({"family": "unispeech-sat"}, id="unispeech_sat_base"),
         pytest.param(
             {
                 "hidden_size": 1024,
@@ -443,7 +531,7 @@ def test_full_size_encoder_agrees(values, tmp_path):
     with torch.no_grad(), _layer_outputs(reference.torch_model) as theirs_states:
         theirs = reference.torch_model(torch.from_numpy(audio), attention_mask=mask).last_hidden_state
     ours = _apply(
-        SpeechEncoder(reference.arch, hf_compat=True),
+        Wav2Vec2Encoder(reference.arch, EncoderOptions(hf_compat=True)),
         reference.parameters,
         audio,
         jnp.asarray(lengths),

@@ -1,0 +1,143 @@
+"""The stack of transformer layers that all encoders share, and what every encoder takes and gives."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Key
+
+from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily
+from jax_mtlser.models.attention import EncoderLayer
+from jax_mtlser.models.layers import Lora, frame_mask, layer_norm
+
+__all__ = ["EncoderOptions", "EncoderOutput", "Transformer"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """How an encoder is computed; its architecture says what.
+
+    Attributes:
+        dtype: compute type.
+        hf_compat: treat padding as the reference implementation does, see
+            :class:`~jax_mtlser.config.EncoderConfig`.
+        lora: adapters on attention and feed-forward.
+        remat: keep only each layer's input for the backward pass.
+        scan_layers: loop over the layers instead of writing them out.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    hf_compat: bool = False
+    lora: Lora | None = None
+    remat: bool = False
+    scan_layers: bool = False
+
+
+@flax.struct.dataclass
+class EncoderOutput:
+    """What an encoder gives.
+
+    Attributes:
+        frames: [B, T, D] last hidden state; zero on padding.
+        lengths: [B] frames that belong to each utterance.
+        hidden_states: input of the first layer and output of every layer, [B, T, D] each (not masked, and before
+            the final norm of pre-LN encoders), as transformers 5's ``output_hidden_states``; None unless asked for.
+    """
+
+    frames: Array
+    lengths: Array
+    hidden_states: tuple[Array, ...] | None = None
+
+    @property
+    def mask(self) -> Bool[Array, "B T"]:
+        """True for the frames that belong to the utterance."""
+        return frame_mask(self.lengths, self.frames.shape[1])
+
+
+class Transformer(nn.Module):
+    """Dropout, layers with LayerDrop, and the norm before (post-LN) or behind (pre-LN) them.
+
+    Every layer's dropout follows from its number, so that ``remat`` and ``scan_layers`` change no result.
+
+    Attributes:
+        arch: shape and regularisation.
+        options: see :class:`EncoderOptions`.
+    """
+
+    arch: EncoderArchitecture
+    options: EncoderOptions = EncoderOptions()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "B T"],
+        relative_position: Float[Array, "H T T"] | None = None,
+        *,
+        train: bool,
+        output_hidden_states: bool = False,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, ...] | None]:
+        """The last hidden state, and all of them on request (see :class:`EncoderOutput`)."""
+        arch, options = self.arch, self.options
+        norm = layer_norm("norm", options.dtype, arch.layer_norm_eps)
+        if not arch.pre_norm:
+            x = norm(x)
+        x = nn.Dropout(arch.hidden_dropout, deterministic=not train)(x)
+        hidden_states = [x]
+        if self.is_initializing():
+            for index in range(arch.num_hidden_layers):
+                layer = EncoderLayer(arch, options.dtype, options.lora, name=f"layer_{index}")
+                x = layer(x, mask, relative_position, train=False)
+                hidden_states.append(x)
+        else:
+            x, outputs = self._run_layers(x, mask, relative_position, train, output_hidden_states)
+            hidden_states += outputs
+        if arch.pre_norm:
+            x = norm(x)
+        return x, tuple(hidden_states) if output_hidden_states else None
+
+    def _run_layers(
+        self, x: Array, mask: Array, relative_position: Array | None, train: bool, keep_outputs: bool
+    ) -> tuple[Array, list[Array]]:
+        arch, options = self.arch, self.options
+        # Detached from this module and applied as a function, so that it can be looped over and recomputed.
+        layer = EncoderLayer(arch, options.dtype, options.lora, parent=None)
+        drops = max(arch.hidden_dropout, arch.attention_dropout, arch.activation_dropout) > 0
+        dropout_key = self.make_rng("dropout") if train and drops else None
+        layerdrop_key = self.make_rng("layerdrop") if train and arch.layerdrop > 0 else None
+
+        def run(x: Array, params: Any, index: Any) -> Array:
+            rngs = None if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, index)}
+            y: Any = layer.apply({"params": params}, x, mask, relative_position, train=train, rngs=rngs)
+            return y if layerdrop_key is None else _layerdrop(layerdrop_key, arch, x, y, index)
+
+        step: Callable[..., Array] = jax.checkpoint(run) if options.remat else run
+        every = [self.variables["params"][f"layer_{index}"] for index in range(arch.num_hidden_layers)]
+        if not options.scan_layers:
+            outputs = []
+            for index, params in enumerate(every):
+                x = step(x, params, index)
+                outputs.append(x)
+            return x, outputs
+
+        def scanned(x: Array, layer_of: tuple[Any, Array]) -> tuple[Array, Array | None]:
+            x = step(x, *layer_of)
+            return x, x if keep_outputs else None
+
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+        x, kept = jax.lax.scan(scanned, x, (stacked, jnp.arange(arch.num_hidden_layers)))
+        return x, [] if kept is None else list(kept)
+
+
+def _layerdrop(key: Key[Array, ""], arch: EncoderArchitecture, x: Array, y: Array, index: Any) -> Array:
+    """Keep the layer's input instead of its output, at random for the whole batch."""
+    dropped = jax.random.bernoulli(jax.random.fold_in(key, index), arch.layerdrop)
+    if arch.family is EncoderFamily.WAVLM:
+        dropped = dropped & (index > 0)  # the reference never skips the layer that owns the position table
+    # A select, not a branch: under vmap over members each member drops its own layers.
+    return jnp.where(dropped, x, y)
