@@ -247,9 +247,15 @@ class Experiment:
             maps=maps,
             vocabulary=vocabulary,
             transcripts=self.transcripts,
+            untrained=self._untrained(),
             steps=self.steps_of(self.head_sizes(maps, vocabulary), vocabulary.blank if vocabulary else 0),
             source=self._source(targets),
         )
+
+    def _untrained(self) -> frozenset[str]:
+        weights = self.config.weights
+        shares = {"gender": weights.alpha, "speaker": weights.beta, "asr": weights.gamma}
+        return frozenset(task for task, share in shares.items() if share == 0)
 
     def knobs_of(self, member: Member, steps: CompiledSteps) -> Knobs:
         """Task weights and learning rates of a member, on the devices."""

@@ -37,6 +37,7 @@ class Judge:
         maps: class names.
         vocabulary: CTC symbols; None without an ASR head.
         transcripts: normalised references, by row.
+        untrained: tasks whose weight is 0; what their heads say means nothing and is not written down.
         steps: compiled programs.
         source: batches.
     """
@@ -48,6 +49,7 @@ class Judge:
     maps: LabelMaps
     vocabulary: Vocabulary | None
     transcripts: Sequence[str | None]
+    untrained: frozenset[str]
     steps: CompiledSteps
     source: BatchSource
 
@@ -69,7 +71,7 @@ class Judge:
 
         def chosen(task: str) -> tuple[str | None, tuple[float, ...]]:
             shares = getattr(result, task)
-            if shares is None:
+            if shares is None or task in self.untrained:
                 return None, ()
             shares = shares[place]
             return getattr(maps, task)[int(np.argmax(shares))], tuple(float(share) for share in shares)
@@ -77,7 +79,7 @@ class Judge:
         emotion, emotion_shares = chosen("emotion")
         gender, gender_shares = chosen("gender")
         text_predicted = None
-        if self.vocabulary is not None and result.symbols is not None:
+        if self.vocabulary is not None and result.symbols is not None and "asr" not in self.untrained:
             frames = int(result.frame_lengths[place])
             text_predicted = self.vocabulary.decode(result.symbols[place, :frames].tolist())
         return Prediction(

@@ -1,12 +1,14 @@
 """The paper's configuration end to end: an IEMOCAP-shaped release and a checkpoint in Hugging Face layout, in small."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import soundfile
+from safetensors.numpy import load_file
 from tiny import saved_parameters
 
 from jax_mtlser import cli
@@ -100,6 +102,29 @@ def test_training_starts_from_the_checkpoints_encoder(release, checkpoint, tmp_p
     expected, _ = encoder_parameters(checkpoint / "model.safetensors", arch)
     loaded = saved_parameters(folder)["encoder"]
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-20), loaded, expected)
+
+
+def test_the_speech_recognition_head_starts_from_a_ctc_checkpoints(release, checkpoint, tmp_path, capsys):
+    symbols = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINHSRDLUMWCFGYPBVK'XJQZ"]
+    ctc = tmp_path / "ctc"
+    shutil.copytree(checkpoint, ctc)
+    (ctc / "vocab.json").write_text(json.dumps({symbol: number for number, symbol in enumerate(symbols)}))
+    flags = [
+        "train.py", f"--config={ROOT}/configs/ten_fold.py", f"--workdir={tmp_path}/run",
+        f"--config.corpus.path={release}", f"--config.model.encoder.checkpoint={ctc}",
+        "--config.model.vocabulary.source=checkpoint", "--config.training.epochs=1", "--config.protocol.folds=2",
+        "--config.protocol.only_folds=0", "--config.protocol.repeats=1", "--config.batching.num_buckets=1",
+        "--config.training.data_devices=1", "--config.optimizer.learning_rate=1e-30",
+        "--config.optimizer.weight_decay=0",
+    ]  # fmt: skip
+    assert cli.train_command(flags) == 0
+    shown = capsys.readouterr().out
+    assert "the speech recognition head starts from ctc's" in shown
+    assert "left out" not in shown
+    head = saved_parameters(RunFolder(tmp_path / "run").member("r0_f0").model)["asr_head"]["logits"]
+    tensors = load_file(ctc / "model.safetensors")
+    np.testing.assert_allclose(head["kernel"], tensors["lm_head.weight"].T, atol=1e-20)
+    np.testing.assert_allclose(head["bias"], tensors["lm_head.bias"], atol=1e-20)
 
 
 def test_members_of_neighbouring_seeds_share_no_seed():

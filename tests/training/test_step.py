@@ -14,7 +14,9 @@ from jax_mtlser.data.batch_plan import PlannedBatch, make_buckets, plan_epoch
 from jax_mtlser.data.batches import BatchSource
 from jax_mtlser.data.labels import Targets
 from jax_mtlser.data.packed import PackedAudio
+from jax_mtlser.models.layers import LORA_PARAMETERS, Lora
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
+from jax_mtlser.models.transformer import EncoderOptions
 from jax_mtlser.training.optimizer import Rates
 from jax_mtlser.training.sharding import CompiledSteps, make_mesh
 from jax_mtlser.training.step import Knobs, StepSpec
@@ -77,9 +79,8 @@ class Setting:
             batch_seconds=None, rows_multiple=devices * accumulation, multiple=arch.hop(),
         )  # fmt: skip
         self.source = BatchSource.create(audio, targets or all_targets, self.buckets, residency)
-        spec = StepSpec(
-            MultitaskModel(arch, SIZES), OPTIMIZER, normalize_waveform=True, accumulation_steps=accumulation, **changes
-        )
+        model = MultitaskModel(arch, SIZES, changes.pop("options", EncoderOptions()))
+        spec = StepSpec(model, OPTIMIZER, normalize_waveform=True, accumulation_steps=accumulation, **changes)
         resident = len(audio.samples) + self.buckets.bounds[-1] if self.source.on_device else None
         self.steps = CompiledSteps(spec, self.buckets, make_mesh(devices), resident_samples=resident)
         self.state = self.steps.init_state(self.steps.init_params(0), 0)
@@ -195,6 +196,24 @@ def test_a_frozen_feature_encoder_stays_bit_identical_and_has_no_optimizer_state
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(setting.state.opt_state)]
     assert not any("feature_encoder" in path for path in paths)
     assert any("feature_projection" in path for path in paths)
+
+
+def test_with_adapters_the_frozen_encoder_stays_bit_identical_and_only_they_and_the_heads_learn():
+    setting = Setting(freeze=Freeze.ENCODER, options=EncoderOptions(lora=Lora(rank=2, alpha=4.0)))
+    before = jax.device_get(setting.state.params)
+    _, after = setting.train()
+    moved = {"adapter": [], "encoder": [], "head": []}
+    for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True):
+        names = [entry.key for entry in path]
+        kind = "head" if names[0] != "encoder" else "adapter" if names[-1] in LORA_PARAMETERS else "encoder"
+        moved[kind].append(not np.array_equal(one, other))
+    assert all(moved["adapter"])
+    assert all(moved["head"])
+    assert not any(moved["encoder"])
+    states = [leaf.size for leaf in jax.tree.leaves(setting.state.opt_state)]
+    trained = sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(before)
+                  if path[0].key != "encoder" or path[-1].key in LORA_PARAMETERS)  # fmt: skip
+    assert sum(states) == 2 * trained + 1, "two moments of what is trained, and a counter"
 
 
 def test_steps_and_seeds_draw_different_dropout():

@@ -1,0 +1,118 @@
+"""Runs on pre-trained encoders: what is loaded, what stays frozen, what is refused, what is not reported."""
+
+import io
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+from tiny import tiny_config, write_corpus
+
+from jax_mtlser.architecture import WhisperArchitecture
+from jax_mtlser.config import Config, ConfigError, Freeze, HeadInput
+from jax_mtlser.evaluation.predictions import read_predictions
+from jax_mtlser.experiments.runner import evaluate_run, train_run
+from jax_mtlser.models.pretrained import encoder_parameters, export_encoder
+from jax_mtlser.models.speech_encoder import speech_encoder
+from jax_mtlser.models.transformer import EncoderOptions
+from jax_mtlser.run_folder import RunFolder, read_json
+from jax_mtlser.training.checkpoint import load_model_description
+from jax_mtlser.training.progress import Display
+
+ARCH = WhisperArchitecture(
+    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, num_mel_bins=8,
+    max_source_positions=60,
+)  # fmt: skip
+
+
+def display() -> Display:
+    return Display(Console(file=io.StringIO(), width=120))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("tones"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    module = speech_encoder(ARCH, EncoderOptions())
+    audio, lengths = jnp.zeros((1, 3200)), jnp.array([3200])
+    params = jax.jit(lambda key: module.init(key, audio, lengths, train=False)["params"])(jax.random.key(3))
+    folder = tmp_path_factory.mktemp("whisper")
+    export_encoder(folder, params, ARCH, normalize_waveform=False)
+    return folder
+
+
+def _config(corpus: Path, checkpoint: Path) -> Config:
+    config = tiny_config(corpus, epochs=1)
+    config.model.encoder.checkpoint = str(checkpoint)
+    config.audio.max_seconds = 1.0
+    config.protocol.only_folds = (0,)
+    return config
+
+
+def test_adapters_on_a_frozen_whisper_train_and_judge_the_same_again(corpus, checkpoint, tmp_path):
+    config = _config(corpus, checkpoint)
+    encoder = config.model.encoder
+    encoder.freeze, encoder.lora_rank, encoder.remat, encoder.scan_layers = Freeze.ENCODER, 2, True, True
+    config.model.head_input = HeadInput.WEIGHTED_SUM
+    config.optimizer.layer_decay = 0.5
+    run = RunFolder(tmp_path / "run")
+    assert train_run(config, run.path, display()) == 0
+    pooled = read_json(run.results)["pooled"]
+    assert all(value is not None for value in pooled.values())
+    model = run.member("r0_f0").model
+    description = load_model_description(model)
+    assert description["architecture"]["family"] == "whisper"
+    assert description["normalize_waveform"] is False
+    assert description["head_input"] == "weighted_sum"
+    assert description["lora"] == {"rank": 2, "alpha": 16.0}
+    assert evaluate_run(run.path, display()) == []
+
+
+def test_what_is_frozen_keeps_the_checkpoint_s_weights(corpus, checkpoint, tmp_path):
+    from tiny import saved_parameters
+
+    config = _config(corpus, checkpoint)
+    config.model.encoder.freeze, config.model.encoder.freeze_layers = Freeze.LAYERS, 1
+    run = RunFolder(tmp_path / "run")
+    assert train_run(config, run.path, display()) == 0
+    loaded, _ = encoder_parameters(checkpoint / "model.safetensors", ARCH)
+    saved = saved_parameters(run.member("r0_f0").model)["encoder"]
+    for part in (("positions",), ("feature_encoder",), ("transformer", "layer_0")):
+        one, other = loaded, saved
+        for name in part:
+            one, other = one[name], other[name]
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert not np.array_equal(
+        loaded["transformer"]["layer_1"]["feed_forward"]["output"]["kernel"],
+        saved["transformer"]["layer_1"]["feed_forward"]["output"]["kernel"],
+    )
+
+
+def test_more_audio_than_the_encoder_takes_is_refused_before_decoding(corpus, checkpoint, tmp_path):
+    config = _config(corpus, checkpoint)
+    config.audio.max_seconds = 35.0
+    with pytest.raises(ConfigError, match=r"audio.max_seconds is 35.0; this whisper encoder takes at most 1.2 s") as e:
+        train_run(config, tmp_path / "run", display())
+    assert "--config.audio.max_seconds=1.2" in str(e.value)
+
+
+def test_a_task_without_weight_is_not_reported(corpus, tmp_path):
+    """Its head is never trained, so that its guesses would pass for results."""
+    config = tiny_config(corpus, epochs=1)
+    config.weights.alpha = config.weights.gamma = 0.0
+    config.protocol.only_folds = (0,)
+    run = RunFolder(tmp_path / "run")
+    assert train_run(config, run.path, display()) == 0
+    pooled = read_json(run.results)["pooled"]
+    assert pooled["gender_accuracy"] is None
+    assert pooled["wer"] is None
+    assert pooled["wa"] is not None
+    assert pooled["speaker_accuracy"] is not None
+    predictions = list(read_predictions(run.member("r0_f0").predictions))
+    assert all(p.gender_predicted is None and p.text_predicted is None for p in predictions)
+    assert evaluate_run(run.path, display()) == []
