@@ -15,12 +15,13 @@ from ml_collections import config_flags
 from jax_mtlser import runtime
 from jax_mtlser.config import Config, ConfigError, validate
 
-__all__ = ["eval_command", "main", "train_command"]
+__all__ = ["eval_command", "export_command", "main", "train_command"]
 
 _USAGE = """jax-mtlser: multi-task speech emotion recognition
 
   jax-mtlser train --config FILE [--workdir DIR] [--config.FIELD=VALUE ...]   train, cross-validate, report
   jax-mtlser eval --workdir DIR                                               judge a finished run again
+  jax-mtlser export --workdir DIR [--member NAME] --to FOLDER                 encoder in Hugging Face layout
 
 train.py and eval.py in the source tree are the same commands."""
 
@@ -44,13 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return train_command([argv[0], *argv[2:]])
         case ["eval"]:
             return eval_command([argv[0], *argv[2:]])
+        case ["export"]:
+            return export_command([argv[0], *argv[2:]])
         case ["-h" | "--help" | "help"]:
             print(_USAGE)
             return 0
         case []:
             print(_USAGE, file=sys.stderr)
             return 2
-    near = difflib.get_close_matches(argv[1], ["train", "eval"], 1)
+    near = difflib.get_close_matches(argv[1], ["train", "eval", "export"], 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     print(f"jax-mtlser: there is no command {argv[1]!r}{hint}\n\n{_USAGE}", file=sys.stderr)
     return 2
@@ -96,6 +99,29 @@ def eval_command(argv: Sequence[str]) -> int:
     return _answer_errors(run)
 
 
+def export_command(argv: Sequence[str]) -> int:
+    """Write a member's fine-tuned encoder as a folder that ``transformers`` loads."""
+    parser = argparse.ArgumentParser("jax-mtlser export", description="Write a trained encoder in Hugging Face layout.")
+    parser.add_argument("--workdir", type=Path, required=True, help="run folder of a training")
+    parser.add_argument("--member", help="fold of a repeat, such as r0_f0; may be left out where there is one only")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write, new or empty")
+    arguments = parser.parse_args(list(argv[1:]))
+
+    def run() -> int:
+        if arguments.to.exists() and (not arguments.to.is_dir() or any(arguments.to.iterdir())):
+            raise UsageError(f"{arguments.to} is not empty; name a new folder with --to")
+        _set_up_process()
+        from jax_mtlser.inference.trained_model import TrainedModel
+
+        trained = TrainedModel.load(arguments.workdir, arguments.member)
+        trained.export_encoder(arguments.to)
+        family = trained.arch.family.value
+        print(f"{family} encoder, {trained.arch.num_hidden_layers} layers, without its heads: {arguments.to}")
+        return 0
+
+    return _answer_errors(run)
+
+
 def parse_train_flags(argv: Sequence[str]) -> tuple[Config, Path]:
     """Read ``--config``, its overrides and ``--workdir``.
 
@@ -112,7 +138,7 @@ def parse_train_flags(argv: Sequence[str]) -> tuple[Config, Path]:
     except flags.Error as error:
         if ".config" in str(error) or "--config." in str(error):
             raise UsageError(_unknown_field(argv) or str(error)) from None
-        raise UsageError(str(error)) from None
+        raise UsageError(_refused_by_config(str(error)) or str(error)) from None
     except Exception as error:
         raise UsageError(_unknown_field(argv) or _broken_config(error)) from error
     if len(rest) > 1:
@@ -164,6 +190,13 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
             cls = fields[part]
             path.append(part)
     return None
+
+
+def _refused_by_config(message: str) -> str | None:
+    """What get_config() raised, out of the traceback that ml_collections makes a message of."""
+    if "Error whilst parsing config file" not in message:
+        return None
+    return f"the configuration file cannot be used: {message.strip().splitlines()[-1]}"
 
 
 def _broken_config(error: Exception) -> str:

@@ -21,22 +21,23 @@ from jax_mtlser.config import (
     VocabularySource,
 )
 
-__all__ = ["table_1"]
+__all__ = ["by_session", "table_1"]
 
 
-def table_1(name: str, *, folds: int, repeats: int) -> Config:
+def table_1(name: str, *, folds: int, repeats: int, checkpoint: str = "facebook/wav2vec2-base") -> Config:
     """Four tasks on IEMOCAP with the paper's weights, in random stratified folds.
 
     Args:
         name: of the run.
         folds: of each cross-validation.
         repeats: with different seeds.
+        checkpoint: the encoder.
     """
     return Config(
         name=name,
         corpus=CorpusConfig(kind=CorpusKind.IEMOCAP, path="IEMOCAP_full_release"),
         model=ModelConfig(
-            encoder=EncoderConfig(checkpoint="facebook/wav2vec2-base"),
+            encoder=EncoderConfig(checkpoint=checkpoint),
             vocabulary=VocabularyConfig(source=VocabularySource.PAPER),
         ),
         weights=TaskWeights(alpha=0.4, beta=0.6, gamma=0.1),
@@ -45,3 +46,15 @@ def table_1(name: str, *, folds: int, repeats: int) -> Config:
         protocol=ProtocolConfig(kind=ProtocolKind.STRATIFIED, folds=folds, repeats=repeats),
         training=TrainingConfig(epochs=100),
     )
+
+
+def by_session(name: str, *, checkpoint: str) -> Config:
+    """The same recipe, tested on a session whose speakers, dialogues and recordings training has not heard.
+
+    Args:
+        name: of the run.
+        checkpoint: the encoder.
+    """
+    config = table_1(name, folds=5, repeats=1, checkpoint=checkpoint)
+    config.protocol = ProtocolConfig(kind=ProtocolKind.GROUPED, folds=0, group_column="session")
+    return config

@@ -22,6 +22,10 @@ def train(*flags: str) -> int:
     [
         (["--workdir=x"], "--config is missing"),
         ([f"--config={ROOT}/configs/dem.py", "--workdir=x"], "there is no configuration file .*configs/demo.py"),
+        ([f"--config={ROOT}/configs/fig2.py:hubert", "--workdir=x"], "there is no encoder 'hubert'; there are .*hubert-base"),
+        ([DEMO, "--workdir=x", "--config.model.encoder.freeze_layers=2"], "freeze=layers and .*freeze_layers=n"),
+        ([DEMO, "--workdir=x", "--config.model.encoder.lora_rank=2"], "use --config.model.encoder.freeze=encoder"),
+        ([DEMO, "--workdir=x", "--config.optimizer.layer_decay=1.5"], r"layer_decay is 1.5; it must lie in \(0, 1\]"),
         ([DEMO, "--workdir=x", "--config.optimizer.learnin_rate=1"], "has no setting 'learnin_rate'; did you mean learning_rate"),
         ([DEMO, "--workdir=x", "--config.optimiser.eps=1"], "has no setting 'optimiser'; did you mean optimizer"),
         ([DEMO, "--workdir=x", "--config.name.eps=1"], "config.name is a value, not a group"),

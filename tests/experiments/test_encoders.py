@@ -1,5 +1,6 @@
 """Runs on pre-trained encoders: what is loaded, what stays frozen, what is refused, what is not reported."""
 
+import functools
 import io
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny import tiny_config, write_corpus
+from tiny import saved_parameters, tiny_config, write_corpus
 
+from jax_mtlser import cli
 from jax_mtlser.architecture import WhisperArchitecture
 from jax_mtlser.config import Config, ConfigError, Freeze, HeadInput
 from jax_mtlser.evaluation.predictions import read_predictions
@@ -54,7 +56,7 @@ def _config(corpus: Path, checkpoint: Path) -> Config:
     return config
 
 
-def test_adapters_on_a_frozen_whisper_train_and_judge_the_same_again(corpus, checkpoint, tmp_path):
+def test_adapters_on_a_frozen_whisper_train_judge_the_same_again_and_are_exported(corpus, checkpoint, tmp_path, capsys):
     config = _config(corpus, checkpoint)
     encoder = config.model.encoder
     encoder.freeze, encoder.lora_rank, encoder.remat, encoder.scan_layers = Freeze.ENCODER, 2, True, True
@@ -72,16 +74,36 @@ def test_adapters_on_a_frozen_whisper_train_and_judge_the_same_again(corpus, che
     assert description["lora"] == {"rank": 2, "alpha": 16.0}
     assert evaluate_run(run.path, display()) == []
 
+    exported = tmp_path / "exported"
+    command = ["jax-mtlser", "export", f"--workdir={run.path}", f"--to={exported}"]
+    assert cli.main(command) == 0
+    assert "whisper encoder, 2 layers" in capsys.readouterr().out
+    tensors, _ = encoder_parameters(exported / "model.safetensors", ARCH)
+    original, _ = encoder_parameters(checkpoint / "model.safetensors", ARCH)
+    params = saved_parameters(run.path)["encoder"]
+    for (path, merged), before in zip(
+        jax.tree_util.tree_leaves_with_path(tensors), jax.tree.leaves(original), strict=True
+    ):
+        place = functools.reduce(lambda node, entry: node[entry.key], path[:-1], params)
+        if path[-1].key == "kernel" and "lora_up" in place:
+            before = before + 8.0 * place["lora_down"] @ place["lora_up"]
+            assert place["lora_up"].any()
+        np.testing.assert_allclose(merged, before, atol=1e-6)
+    assert cli.main(command) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert cli.main([*command[:2], f"--workdir={tmp_path}/none", f"--to={tmp_path}/other"]) == 1
+    assert "has no finished member" in capsys.readouterr().err
+    assert cli.main([*command[:3], "--member=r9_f9", f"--to={tmp_path}/other"]) == 1
+    assert "no finished member 'r9_f9'; there are r0_f0" in capsys.readouterr().err
+
 
 def test_what_is_frozen_keeps_the_checkpoint_s_weights(corpus, checkpoint, tmp_path):
-    from tiny import saved_parameters
-
     config = _config(corpus, checkpoint)
     config.model.encoder.freeze, config.model.encoder.freeze_layers = Freeze.LAYERS, 1
     run = RunFolder(tmp_path / "run")
     assert train_run(config, run.path, display()) == 0
     loaded, _ = encoder_parameters(checkpoint / "model.safetensors", ARCH)
-    saved = saved_parameters(run.member("r0_f0").model)["encoder"]
+    saved = saved_parameters(run.path)["encoder"]
     for part in (("positions",), ("feature_encoder",), ("transformer", "layer_0")):
         one, other = loaded, saved
         for name in part:

@@ -75,7 +75,7 @@ def outcome(workdir: Path) -> dict:
 
 
 def parameters(workdir: Path) -> list[np.ndarray]:
-    return jax.tree.leaves(saved_parameters(RunFolder(workdir).member("r0_f0").model))
+    return jax.tree.leaves(saved_parameters(workdir))
 
 
 @pytest.fixture(scope="module")

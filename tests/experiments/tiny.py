@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import soundfile
 
@@ -21,11 +20,9 @@ from jax_mtlser.config import (
     TrainingConfig,
     VocabularyConfig,
     VocabularySource,
-    architecture_from_dict,
 )
 from jax_mtlser.corpora.manifest import Manifest, Utterance, write_manifest
-from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
-from jax_mtlser.training.checkpoint import load_model, load_model_description
+from jax_mtlser.inference.trained_model import TrainedModel
 
 EMOTIONS = ("angry", "sad")
 WORDS = ("A", "BA", "AB A")
@@ -96,16 +93,9 @@ def tiny_config(corpus: Path, *, epochs: int = 2) -> Config:
     )
 
 
-def saved_parameters(model_folder: Path) -> Any:
-    """The parameters of a finished model as NumPy arrays, in the tree that its own description gives."""
-    description = load_model_description(model_folder)
-    arch = architecture_from_dict(description["architecture"])
-    model = MultitaskModel(arch, HeadSizes(**description["heads"]))
-    audio, lengths = jnp.zeros((1, 8000)), jnp.array([8000])
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), audio, lengths, train=False)["params"])
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-    return jax.tree.map(np.asarray, load_model(model_folder, like))
+def saved_parameters(workdir: Path, member: str = "r0_f0") -> Any:
+    """The parameters of a finished member as NumPy arrays."""
+    return jax.tree.map(np.asarray, TrainedModel.load(workdir, member).params)
 
 
 def get_config() -> Config:
