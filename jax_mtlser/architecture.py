@@ -112,6 +112,12 @@ class Wav2Vec2Architecture(EncoderArchitecture):
         """See :class:`EncoderArchitecture`."""
         return self.do_stable_layer_norm
 
+    @property
+    def has_masked_frame(self) -> bool:
+        """Whether there is a vector for masked frames; one family has it even where nothing is masked."""
+        masks = self.mask_time_prob > 0 or self.mask_feature_prob > 0
+        return masks or self.family is EncoderFamily.UNISPEECH_SAT
+
     def min_samples(self) -> int:
         """Samples that the first output frame sees."""
         field, hop = 1, 1

@@ -51,7 +51,7 @@ class Wav2Vec2Encoder(nn.Module):
 
     def _spec_augment(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"], train: bool) -> Float[Array, "B T D"]:
         arch = self.arch
-        if arch.mask_time_prob <= 0 and arch.mask_feature_prob <= 0:
+        if not arch.has_masked_frame:
             return x
         # The parameter belongs to the checkpoint, whether or not this run augments.
         embedding = self.param("masked_frame", jax.nn.initializers.uniform(1.0), (arch.hidden_size,))

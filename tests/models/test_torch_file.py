@@ -79,3 +79,43 @@ def test_other_contents_are_refused(tmp_path):
         archive.writestr("hello.txt", pickle.dumps(1))
     with pytest.raises(TorchFileError, match=r"not one that torch\.save wrote"):
         read_torch_file(tmp_path / "zip.bin")
+
+
+def _crafted(path, storage: bytes, views):
+    """A file whose pickle nests ``_rebuild_tensor_v2`` calls around one storage."""
+    parts = [b"\x80\x02", b"}", b"X\x01\x00\x00\x00w"]
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n"
+    numbers = len(storage) // 4
+    stored = b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuI%d\ntQ" % numbers
+    body = stored[1:]
+    for offset, size, stride in views:
+        shape = b"(" + b"".join(b"I%d\n" % n for n in size) + b"t"
+        steps = b"(" + b"".join(b"I%d\n" % n for n in stride) + b"t"
+        body = call + b"(" + body + b"I%d\n" % offset + shape + steps + b"tR"
+    parts += [body, b"s."]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"".join(parts))
+        archive.writestr("archive/data/0", storage)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        ([(0, (100_000, 0), (1, 1)), (0, (100_000,), (1,))], "no storage"),
+        ([(0, (5,), (1,))], "reaches beyond"),
+        ([(2, (3,), (1,))], "reaches beyond"),
+        ([(0, (1_000_000, 1_000_000), (0, 0))], "reaches beyond"),
+        ([(-1, (2,), (1,))], "offset -1"),
+        ([(0, (2, 2), (1,))], "strides"),
+    ],
+)
+def test_a_crafted_tensor_reads_nothing_outside_its_storage(tmp_path, views, message):
+    path = _crafted(tmp_path / "crafted.bin", np.arange(4, dtype=np.float32).tobytes(), views)
+    with pytest.raises(TorchFileError, match=message):
+        read_torch_file(path)
+
+
+def test_the_crafted_file_is_read_where_its_tensor_is_honest(tmp_path):
+    path = _crafted(tmp_path / "honest.bin", np.arange(4, dtype=np.float32).tobytes(), [(0, (2, 2), (2, 1))])
+    np.testing.assert_array_equal(read_torch_file(path)["w"], [[0, 1], [2, 3]])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_mtlser.architecture import EncoderArchitecture
+from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily
 from jax_mtlser.config import EncoderConfig
 from jax_mtlser.models.pretrained.keys import UNUSED, entries, is_dropped_head, plain_key
 from jax_mtlser.models.pretrained.model_config import read_architecture, read_normalize_waveform
@@ -78,9 +78,13 @@ def open_encoder(config: EncoderConfig) -> PretrainedEncoder:
             f"{found.num_hidden_layers} layers"
         )
     arch = dataclasses.replace(found, **overrides)
-    normalize = config.normalize_waveform
-    if normalize is None:
-        normalize = read_normalize_waveform(weights.parent, arch)
+    normalize = read_normalize_waveform(weights.parent, arch)
+    if config.normalize_waveform is not None:
+        normalize = config.normalize_waveform
+    if normalize and arch.family is EncoderFamily.WHISPER:
+        raise CheckpointError(
+            "model.encoder.normalize_waveform is True, but Whisper's spectrogram takes samples as they are; leave it out"
+        )
     return PretrainedEncoder(arch, normalize, weights)
 
 
@@ -115,10 +119,14 @@ def encoder_parameters(weights: Path, arch: EncoderArchitecture) -> tuple[Tree, 
             continue
         if entry.path != UNUSED:
             _insert(tree, entry.path, np.ascontiguousarray(entry.convert(tensor.astype(np.float32))))
-    problems += [f"unused {key} {list(tensor.shape)}" for key, tensor in sorted(tensors.items())]
-    if problems:
-        shown = "\n".join(f"  - {text}" for text in problems[:12])
-        more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
+    unused = [f"unused {key} {list(tensor.shape)}" for key, tensor in sorted(tensors.items())]
+    if problems or unused:
+        # Some of each kind: what is there often explains what is missing.
+        some = problems[: max(6, 12 - len(unused))]
+        some += unused[: 12 - len(some)]
+        shown = "\n".join(f"  - {text}" for text in some)
+        others = len(problems) + len(unused) - len(some)
+        more = f"\n  and {others} more" if others else ""
         raise CheckpointError(
             f"{weights} does not fit the encoder that config.json beside it describes:\n{shown}{more}"
         )
@@ -186,7 +194,9 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and needed only here
 
     try:
-        snapshot = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        # Not every *.safetensors: some repositories hold other precisions beside the shards that the index names.
+        weights = ["model.safetensors", "model-*.safetensors"]
+        snapshot = Path(snapshot_download(name, allow_patterns=["*.json", *weights]))
         if not any(snapshot.glob("*.safetensors")):
             snapshot = Path(snapshot_download(name, allow_patterns=["*.json", "pytorch_model*.bin"]))
         return snapshot

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 
 from jax_mtlser.architecture import EncoderArchitecture
-from jax_mtlser.models.layers import Lora
+from jax_mtlser.models.layers import LORA_PARAMETERS, Lora
 from jax_mtlser.models.pretrained.keys import UNUSED, entries
 from jax_mtlser.models.pretrained.model_config import config_values, preprocessor_values
 
@@ -31,24 +32,46 @@ def export_encoder(
         lora: adapters in ``params``; they are added into the kernels.
 
     Raises:
-        KeyError: parameters of another architecture.
+        KeyError: a parameter that the architecture has is missing, or one that it does not have is there.
+        ValueError: a parameter of another shape.
     """
+    given = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, np.float32)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    if lora is not None:
+        given = _with_adapters(given, lora)
+    wanted = [entry for entry in entries(arch) if entry.path != UNUSED]
+    paths = {entry.path for entry in wanted}
+    if given.keys() != paths:
+        raise KeyError(
+            f"the parameters lack {sorted(paths - given.keys())[:6]} of their architecture and have "
+            f"{sorted(given.keys() - paths)[:6]} that it has not"
+        )
     tensors: dict[str, np.ndarray] = {}
-    for entry in entries(arch):
-        if entry.path == UNUSED:
-            continue
-        *parents, name = entry.path.split("/")
-        node = params
-        for parent in parents:
-            node = node[parent]
-        value = np.asarray(node[name], np.float32)
-        if name == "kernel" and lora is not None and "lora_down" in node:
-            value = value + lora.scale * np.asarray(node["lora_down"]) @ np.asarray(node["lora_up"])
-        tensors[entry.keys[0]] = np.ascontiguousarray(entry.restore(value))
+    for entry in wanted:
+        tensor = np.ascontiguousarray(entry.restore(given[entry.path]))
+        if tensor.shape != entry.source_shape:
+            raise ValueError(
+                f"{entry.path} becomes {list(tensor.shape)} in the export; its architecture asks for "
+                f"{list(entry.source_shape)}"
+            )
+        tensors[entry.keys[0]] = tensor
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _write(folder / "config.json", config_values(arch))
     _write(folder / "preprocessor_config.json", preprocessor_values(arch, normalize_waveform))
+
+
+def _with_adapters(given: dict[str, np.ndarray], lora: Lora) -> dict[str, np.ndarray]:
+    """The parameters with every adapter added into its kernel."""
+    merged = {path: value for path, value in given.items() if not path.endswith(LORA_PARAMETERS)}
+    for path in given:
+        if path.endswith("/lora_down"):
+            stem = path.removesuffix("lora_down")
+            product = lora.scale * given[path] @ given[f"{stem}lora_up"]
+            merged[f"{stem}kernel"] = (given[f"{stem}kernel"] + product).astype(np.float32)
+    return merged
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ _PREFIXES = {
 # Parts of pre-training and fine-tuning checkpoints that are not the encoder, in whatever family.
 _DROPPED_HEADS = re.compile(
     r"^(lm_head|classifier|projector|layer_weights|dropout_features|quantizer|project_q|project_hid|speaker_proj"
-    r"|label_embeddings_concat|final_proj|ctc_proj|tdnn|objective|feature_extractor\.(weight|bias)$"
+    r"|label_embeddings_concat|final_proj|ctc_proj|layer_norm_for_extract|tdnn|objective|feature_extractor\.(weight|bias)$"
     r"|(model\.)?decoder|proj_out)\b"
 )
 
@@ -76,10 +76,9 @@ def entries(arch: EncoderArchitecture) -> Iterator[Entry]:
 
 def _wav2vec2(arch: Wav2Vec2Architecture) -> Iterator[Entry]:
     hidden = arch.hidden_size
-    augmented = arch.mask_time_prob > 0 or arch.mask_feature_prob > 0
     # transformers leaves the parameter out where nothing is masked, but older checkpoints may carry it.
-    path = "masked_frame" if augmented else UNUSED
-    yield Entry(path, ("masked_spec_embed",), (hidden,), optional=not augmented)
+    path = "masked_frame" if arch.has_masked_frame else UNUSED
+    yield Entry(path, ("masked_spec_embed",), (hidden,), optional=not arch.has_masked_frame)
     channels = (1, *arch.conv_dim)
     for layer, width in enumerate(arch.conv_kernel):
         source = f"feature_extractor.conv_layers.{layer}"

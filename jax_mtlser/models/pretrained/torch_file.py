@@ -6,6 +6,8 @@ here; anything else a pickle might call is refused by name.
 """
 
 import collections
+import dataclasses
+import math
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -50,10 +52,11 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
             "it is damaged, or was written by PyTorch before 1.6; load it with a current PyTorch once and save it "
             "with save_pretrained(), which writes model.safetensors"
         ) from error
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, TorchFileError):
-            raise
-        raise TorchFileError(f"its description cannot be read: {error}") from error
+    except TorchFileError:
+        raise
+    except Exception as error:
+        # Damaged bytes make zipfile and pickle raise nearly anything: OSError, NotImplementedError, MemoryError, ...
+        raise TorchFileError(f"it is damaged: {type(error).__name__}: {error}") from error
 
 
 def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
@@ -96,21 +99,41 @@ class _TensorUnpickler(pickle.Unpickler):
                 return _STORAGES[storage]
         raise TorchFileError(f"its pickle asks for {module}.{name}; only plain tensors are read")
 
-    def persistent_load(self, identifier: Any) -> np.ndarray:
+    def persistent_load(self, identifier: Any) -> "_Storage":
         kind, dtype, key, _, count = identifier
         if kind != "storage":
             raise TorchFileError(f"its pickle refers to {kind!r} instead of a storage")
         data = np.frombuffer(self._storage_bytes(key), dtype)
         if len(data) < count:
             raise TorchFileError(f"storage {key} has {len(data)} of its {count} numbers")
-        return data
+        return _Storage(data)
 
 
-def _view(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
-    """The tensor that a storage, an offset and strides (in numbers) describe."""
-    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if size else offset
-    negative = min((offset, *size, *stride)) < 0
-    if negative or (0 not in size and last >= len(storage)):
-        raise TorchFileError(f"a tensor of shape {list(size)} reaches beyond its storage of {len(storage)} numbers")
-    steps = tuple(step * storage.itemsize for step in stride)
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False).copy()
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """One-dimensional numbers, as they lie in the file."""
+
+    data: np.ndarray
+
+
+def _view(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
+    """The tensor that a storage, an offset and strides (in numbers) describe.
+
+    Everything here comes out of the file: only views that stay inside their own storage are made.
+    """
+    # A view of a view could hide an axis of length zero, and NumPy's integers could overflow in the check.
+    if not isinstance(storage, _Storage):
+        raise TorchFileError("a tensor is described as a view of something that is no storage")
+    data, offset = storage.data, int(offset)
+    size, stride = tuple(map(int, size)), tuple(map(int, stride))
+    if len(size) != len(stride) or min((offset, *size, *stride), default=0) < 0:
+        raise TorchFileError(f"a tensor has shape {list(size)}, strides {list(stride)} and offset {offset}")
+    count = math.prod(size)
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    # Weights fill their storage; a tensor with more entries than that would repeat them without end.
+    if count and (last >= len(data) or count > len(data)):
+        raise TorchFileError(f"a tensor of shape {list(size)} reaches beyond its storage of {len(data)} numbers")
+    if not count:
+        return np.zeros(size, data.dtype)
+    steps = tuple(step * data.itemsize for step in stride)
+    return np.lib.stride_tricks.as_strided(data[offset:], size, steps, writeable=False).copy()
