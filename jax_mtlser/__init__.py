@@ -6,6 +6,8 @@ Letters in shape annotations, everywhere in this package:
 ``B``  utterances in a batch
 ``S``  audio samples (16 kHz), padded
 ``T``  encoder frames
+``M``  spectrogram frames
+``F``  mel channels
 ``D``  hidden size
 ``H``  attention heads
 ``V``  CTC symbols, blank included
