@@ -85,7 +85,7 @@ class HeadInput(enum.Enum):
     """What the heads read."""
 
     LAST = "last"  # the encoder's output
-    WEIGHTED_SUM = "weighted_sum"  # each head's own learned average of all layers (SUPERB)
+    WEIGHTED_SUM = "weighted_sum"  # each head's own learned average of all layers, each normalised (SUPERB)
 
 
 class LearningRateSchedule(enum.Enum):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_mtlser.models import products
 
-__all__ = ["LORA_PARAMETERS", "Dense", "Lora", "activation", "frame_mask", "layer_norm", "masked_mean"]
+__all__ = ["LORA_PARAMETERS", "Dense", "Lora", "activation", "frame_mask", "layer_norm", "masked_mean", "standardised"]
 
 LORA_PARAMETERS = ("lora_down", "lora_up")
 
@@ -73,6 +73,13 @@ class Dense(nn.Module):
 def layer_norm(name: str, dtype: DTypeLike, epsilon: float = 1e-5) -> nn.LayerNorm:
     """LayerNorm over channels with float32 statistics and the exact two-pass variance."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def standardised(x: Float[Array, "*batch D"], epsilon: float = 1e-5) -> Float[Array, "*batch D"]:
+    """LayerNorm without parameters: zero mean and unit variance over channels, in float32."""
+    x = x.astype(jnp.float32)
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
 
 
 def activation(name: str) -> Callable[[Array], Array]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from jax_mtlser.architecture import EncoderArchitecture
 from jax_mtlser.config import HeadInput
 from jax_mtlser.models.heads import Head
-from jax_mtlser.models.layers import masked_mean
+from jax_mtlser.models.layers import masked_mean, standardised
 from jax_mtlser.models.speech_encoder import speech_encoder
 from jax_mtlser.models.transformer import EncoderOptions
 
@@ -78,9 +78,11 @@ class MultitaskModel(nn.Module):
         pooled_read: Array | list[Array] = pooled
         if every_layer:
             assert encoded.hidden_states is not None
-            # The last layer as the encoder gives it: behind the final norm, where there is one.
-            frames_read = [*encoded.hidden_states[:-1], frames]
-            pooled_read = [*(masked_mean(layer, mask) for layer in encoded.hidden_states[:-1]), pooled]
+            # The last layer as the encoder gives it: behind the final norm, where there is one. All on one scale:
+            # in some encoders a few channels of some layers are hundreds of times larger than everything else, and
+            # neither the layers' weights nor a head's kernel could learn beside them.
+            frames_read = [standardised(layer) for layer in (*encoded.hidden_states[:-1], frames)]
+            pooled_read = [masked_mean(layer, mask) for layer in frames_read]
 
         def read(name: str, x: Array | list[Array]) -> Array | None:
             classes = getattr(self.sizes, name)

@@ -198,18 +198,26 @@ def _logits(parameters, name, **settings):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_weighted_sum_of_layers_holds_the_last_layer_as_a_special_case(name):
+def test_a_weighted_sum_reads_the_normalised_layer_that_has_all_the_weight(name):
     parameters = _parameters(MultitaskModel(ARCHITECTURES[name], SIZES, head_input=HeadInput.WEIGHTED_SUM), name)
     assert parameters["params"]["emotion_head"]["layer_weights"].shape == (4,)
-    only_last = np.array([-100, -100, -100, 100], np.float32)
-    for head in ("emotion_head", "asr_head"):
-        parameters["params"][head]["layer_weights"] = only_last
-    weighted = _logits(parameters, name, head_input=HeadInput.WEIGHTED_SUM)
-    for head in ("emotion_head", "asr_head"):
-        del parameters["params"][head]["layer_weights"]
-    last = _logits(parameters, name)
-    np.testing.assert_allclose(weighted.emotion, last.emotion, atol=1e-5)
-    np.testing.assert_allclose(weighted.asr, last.asr, atol=1e-5)
+    encoder = speech_encoder(ARCHITECTURES[name], EncoderOptions())
+    apply = jax.jit(functools.partial(encoder.apply, train=False, output_hidden_states=True),
+                    compiler_options=QUICK_COMPILE)  # fmt: skip
+    encoded = apply({"params": parameters["params"]["encoder"]}, *_batch(name))
+    layers = [*encoded.hidden_states[:-1], encoded.frames]
+    for index, layer in enumerate(layers):
+        for head in ("emotion_head", "asr_head"):
+            parameters["params"][head]["layer_weights"] = np.where(np.arange(4) == index, 100, -100).astype(np.float32)
+        ours = _logits(parameters, name, head_input=HeadInput.WEIGHTED_SUM)
+        x = np.asarray(layer, np.float64)
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        mask = np.asarray(encoded.mask)
+        pooled = np.stack([row[own].mean(axis=0) for row, own in zip(x, mask, strict=True)])
+        asr, emotion = (parameters["params"][head]["logits"] for head in ("asr_head", "emotion_head"))
+        np.testing.assert_allclose(ours.emotion, pooled @ emotion["kernel"] + emotion["bias"], atol=1e-4)
+        expected = x @ asr["kernel"] + asr["bias"]
+        np.testing.assert_allclose(np.asarray(ours.asr)[mask], expected[mask], atol=1e-4)
 
 
 def test_each_head_weighs_the_layers_for_itself():
