@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jax_mtlser.architecture import Wav2Vec2Architecture
 from jax_mtlser.models import products
-from jax_mtlser.models.layers import activation
+from jax_mtlser.models.layers import activation, standardised
 
 __all__ = ["PositionalConv", "PositionalConvStack"]
 
@@ -56,14 +56,11 @@ class PositionalConvStack(nn.Module):
         arch = self.arch
         width, group_size = arch.conv_pos_kernel_size, arch.hidden_size // arch.num_conv_pos_embedding_groups
         init = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1))
-        norm = nn.LayerNorm(
-            epsilon=1e-5, dtype=self.dtype, use_bias=False, use_scale=False, use_fast_variance=False, name="norm"
-        )
         for index in range(arch.num_conv_pos_embeddings):
             kernel = self.param(f"kernel_{index}", init, (width, group_size, arch.hidden_size))
             bias = self.param(f"bias_{index}", jax.nn.initializers.zeros, (arch.hidden_size,))
             x = products.same_grouped_conv(x, kernel, self.dtype) + bias.astype(self.dtype)[None, None]
-            x = activation(arch.feat_extract_activation)(norm(x))
+            x = activation(arch.feat_extract_activation)(standardised(x).astype(self.dtype))
             if not self.hf_compat:
                 x = jnp.where(mask[..., None], x, 0)
         return x
