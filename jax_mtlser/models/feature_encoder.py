@@ -1,11 +1,13 @@
 """From samples to feature vectors: the strided convolutions of wav2vec 2.0 and the projection behind them."""
 
+import functools
 import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -30,12 +32,55 @@ class TimeGroupNorm(nn.Module):
     def __call__(self, x: Float[Array, "B T C"], mask: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
         scale = self.param("scale", jax.nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", jax.nn.initializers.zeros, (x.shape[-1],))
-        x, valid = x.astype(jnp.float32), mask[..., None]
-        count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
-        mean = jnp.sum(jnp.where(valid, x, 0.0), axis=1, keepdims=True) / count
-        variance = jnp.sum(jnp.where(valid, jnp.square(x - mean), 0.0), axis=1, keepdims=True) / count
-        normalised = (x - mean) * jax.lax.rsqrt(variance + self.epsilon)
-        return (normalised * scale[None, None] + bias[None, None]).astype(self.dtype)
+        if products.is_plain():
+            normalised, _ = _normalised_over_time(x, mask, self.epsilon)
+        else:
+            normalised = _norm_with_gradient(x, mask, self.epsilon, self.dtype)
+        return (normalised.astype(jnp.float32) * scale[None, None] + bias[None, None]).astype(self.dtype)
+
+
+def _normalised_over_time(
+    x: Float[Array, "B T C"], mask: Bool[Array, "B T"], epsilon: float
+) -> tuple[Float[Array, "B T C"], Float[Array, "B 1 C"]]:
+    """Zero mean and unit variance over the frames of the mask, and the inverse deviation; float32."""
+    x, valid = x.astype(jnp.float32), mask[..., None]
+    count = _frame_count(mask)
+    mean = jnp.sum(jnp.where(valid, x, 0.0), axis=1, keepdims=True) / count
+    variance = jnp.sum(jnp.where(valid, jnp.square(x - mean), 0.0), axis=1, keepdims=True) / count
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    return (x - mean) * inverse, inverse
+
+
+def _frame_count(mask: Bool[Array, "B T"]) -> Int[Array, "B 1 1"]:
+    return jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None, None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _norm_with_gradient(x: Array, mask: Array, epsilon: float, dtype: DTypeLike) -> Array:
+    """The normalised frames in ``dtype``; the only large thing kept for the backward pass."""
+    return _normalised_over_time(x, mask, epsilon)[0].astype(dtype)
+
+
+def _norm_forward(x: Array, mask: Array, epsilon: float, dtype: DTypeLike) -> tuple[Array, tuple[Array, ...]]:
+    normalised, inverse = _normalised_over_time(x, mask, epsilon)
+    normalised = normalised.astype(dtype)
+    return normalised, (normalised, inverse, mask, jnp.zeros((), x.dtype))
+
+
+def _norm_backward(
+    epsilon: float, dtype: DTypeLike, saved: tuple[Array, ...], cotangent: Array
+) -> tuple[Array, np.ndarray]:
+    normalised, inverse, mask, like = saved
+    z, g = normalised.astype(jnp.float32), cotangent.astype(jnp.float32)
+    count = _frame_count(mask)
+    # Every frame's output depends on the statistics, but only the frames of the mask make them.
+    through_mean = jnp.sum(g, axis=1, keepdims=True) / count
+    through_variance = jnp.sum(g * z, axis=1, keepdims=True) / count
+    d_x = inverse * (g - jnp.where(mask[..., None], through_mean + z * through_variance, 0.0))
+    return d_x.astype(like.dtype), np.zeros(mask.shape, jax.dtypes.float0)
+
+
+_norm_with_gradient.defvjp(_norm_forward, _norm_backward)
 
 
 class FeatureEncoder(nn.Module):

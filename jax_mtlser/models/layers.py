@@ -1,6 +1,7 @@
 """Small building blocks that every part of the network shares."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -101,9 +102,32 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 def _exact_gelu(x: Array) -> Array:
+    return _plain_gelu(x) if products.is_plain() else _gelu_with_gradient(x)
+
+
+def _plain_gelu(x: Array) -> Array:
     # jax.nn.gelu goes through erfc, which costs about twice as much as erf on CPU.
-    half = jnp.asarray(0.5, x.dtype)
-    return half * x * (1 + jax.lax.erf(x * jnp.asarray(2**-0.5, x.dtype)))
+    z = x.astype(jnp.float32)
+    return (0.5 * z * (1 + jax.lax.erf(z * 2**-0.5))).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _gelu_with_gradient(x: Array) -> Array:
+    """GELU that keeps nothing but its input for the backward pass, in the input's type."""
+    return _plain_gelu(x)
+
+
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
+    return _plain_gelu(x), x
+
+
+def _gelu_backward(x: Array, cotangent: Array) -> tuple[Array]:
+    z = x.astype(jnp.float32)
+    slope = 0.5 * (1 + jax.lax.erf(z * 2**-0.5)) + z * jnp.exp(-0.5 * z * z) * (2 * math.pi) ** -0.5
+    return ((cotangent.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+_gelu_with_gradient.defvjp(_gelu_forward, _gelu_backward)
 
 
 def frame_mask(lengths: Int[Array, " B"], num_frames: int) -> Bool[Array, "B T"]:

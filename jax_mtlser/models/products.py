@@ -4,10 +4,17 @@ Operands are cast to the compute type, each product accumulates in float32. In b
 too: otherwise ``preferred_element_type`` would silently turn every backward product into a float32 one.
 Strided convolutions are written as matrix products on frame chunks, because XLA's one-dimensional convolutions
 are slow on CPU and become grouped convolutions under ``vmap`` over population members.
+
+Which formulation is used follows from the platform that is compiled for; :func:`formulation` overrides it, and gives
+the plain one, with gradients by automatic differentiation, that tests compare every other with.
 """
 
+import contextlib
+import contextvars
+import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +22,45 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-__all__ = ["affine", "einsum", "matmul", "same_grouped_conv", "strided_conv"]
+__all__ = ["affine", "einsum", "formulation", "is_plain", "matmul", "same_grouped_conv", "strided_conv"]
 
 # Below this many input values per stride step, one product on unfolded windows beats several thin ones.
 _MIN_CHUNK_WIDTH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class _Formulation:
+    platform: str | None = None
+    plain: bool = False
+
+
+_BY_BACKEND = _Formulation()
+_chosen: contextvars.ContextVar[_Formulation] = contextvars.ContextVar("formulation", default=_BY_BACKEND)
+
+
+@contextlib.contextmanager
+def formulation(*, platform: str | None = None, plain: bool = False) -> Iterator[None]:
+    """Choose how everything traced inside is computed. What was traced before (``jit``) stays as it was.
+
+    Args:
+        platform: compile for this one (``cpu``, ``gpu``, ``tpu``); None for the block around, or the default backend.
+        plain: textbook formulas, differentiated automatically; True also when the block around says so.
+    """
+    around = _chosen.get()
+    token = _chosen.set(_Formulation(platform or around.platform, plain or around.plain))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def is_plain() -> bool:
+    """Whether gradients are left to automatic differentiation."""
+    return _chosen.get().plain
+
+
+def _on_cpu() -> bool:
+    return (_chosen.get().platform or jax.default_backend()) == "cpu"
 
 
 def affine(
@@ -43,19 +85,13 @@ def einsum(spec: str, left: Array, right: Array, dtype: DTypeLike) -> Array:
     """Two-operand ``jnp.einsum`` in ``dtype`` with float32 accumulation, forward and backward."""
     left, right = left.astype(dtype), right.astype(dtype)
     if dtype == jnp.float32:
-        # HIGHEST: without it, GPUs and TPUs compute float32 products with TF32 or bfloat16 operands.
-        return jnp.einsum(spec, left, right, precision=lax.Precision.HIGHEST)
+        return _accumulate(spec, left, right)
     return _low_precision_einsum(spec, left, right)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _low_precision_einsum(spec: str, left: Array, right: Array) -> Array:
-    dtype = left.dtype
-    if jax.default_backend() == "cpu":
-        # XLA's CPU backend does not run every bfloat16 product with a float32 result ("Unsupported element type
-        # for DotThunk"). Products of bfloat16 values are exact in float32, so this computes the same.
-        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32).astype(dtype)
+    return _accumulate(spec, left, right).astype(left.dtype)
 
 
 def _einsum_forward(spec: str, left: Array, right: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -67,12 +103,41 @@ def _einsum_backward(spec: str, saved: tuple[Array, Array], cotangent: Array) ->
     inputs, output = spec.split("->")
     left_axes, right_axes = inputs.split(",")
     cotangent = cotangent.astype(left.dtype)
-    d_left = _low_precision_einsum(f"{output},{right_axes}->{left_axes}", cotangent, right)
-    d_right = _low_precision_einsum(f"{left_axes},{output}->{right_axes}", left, cotangent)
-    return d_left, d_right
+    d_left = _accumulate(f"{output},{right_axes}->{left_axes}", cotangent, right)
+    if spec == "ri,io->ro":
+        d_right = _accumulate("ir,ro->io", _transposed(left), cotangent)
+    else:
+        d_right = _accumulate(f"{left_axes},{output}->{right_axes}", left, cotangent)
+    return d_left.astype(left.dtype), d_right.astype(right.dtype)
 
 
 _low_precision_einsum.defvjp(_einsum_forward, _einsum_backward)
+
+
+def _accumulate(spec: str, left: Array, right: Array) -> Array:
+    """The product, float32."""
+    if left.dtype == jnp.float32:
+        # HIGHEST: without it, GPUs and TPUs compute float32 products with TF32 or bfloat16 operands.
+        return jnp.einsum(spec, left, right, precision=lax.Precision.HIGHEST)
+    if _on_cpu() and len(spec) > len("ri,io->ro"):
+        # XLA's CPU backend does not run every batched bfloat16 product with a float32 result ("Unsupported element
+        # type for DotThunk"). Products of bfloat16 values are exact in float32, so this computes the same.
+        left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+
+
+def _transposed(x: Float[Array, "R I"]) -> Float[Array, "I R"]:
+    """The transpose as left operand of a product, moved in memory where that pays.
+
+    XLA's CPU backend has no fast bfloat16 product that sums over the rows of its left operand (a weight's gradient):
+    it would take four times as long. It folds a plain transpose into the product; this one it cannot.
+    """
+    rows, columns = x.shape
+    if x.dtype != jnp.float32 and _on_cpu():
+        for part in (2, 3, 5, 7, 11, 13):
+            if rows % part == 0:
+                return jnp.transpose(x.reshape(rows // part, part, columns), (2, 0, 1)).reshape(columns, rows)
+    return x.T
 
 
 def strided_conv(
@@ -83,27 +148,113 @@ def strided_conv(
     The input is cut into chunks of ``stride`` positions; output ``t`` is the sum over ``j`` of chunk ``t + j``
     times the ``j``-th chunk of the kernel, so each ``j`` is one matrix product over all chunks.
     """
-    width, channels, _ = kernel.shape
+    _, channels, _ = kernel.shape
+    if stride * channels < _MIN_CHUNK_WIDTH:
+        return _thin_conv(x.astype(dtype), kernel.astype(dtype), stride)
+    if is_plain():
+        return _chunked_conv(x.astype(dtype), kernel.astype(dtype), stride)[0]
+    return _conv_with_gradient(x.astype(dtype), kernel.astype(dtype), stride)
+
+
+def _thin_conv(x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int) -> Float[Array, "B T O"]:
+    """For few input channels (samples): one product on unfolded windows, on CPU a sum of outer products."""
+    width, channels, outputs = kernel.shape
+    num_outputs = (x.shape[1] - width) // stride + 1
+    chunks, taps = _chunks(x, width, stride)
+    windows = jnp.concatenate([chunks[:, j : j + num_outputs, : tap * channels] for j, tap in enumerate(taps)], -1)
+    flat = kernel.reshape(width * channels, outputs)
+    if _on_cpu() and not is_plain():
+        return _outer_products(windows, flat)
+    return matmul(windows, flat, x.dtype)
+
+
+@jax.custom_vjp
+def _outer_products(windows: Float[Array, "B T K"], kernel: Float[Array, "K O"]) -> Float[Array, "B T O"]:
+    left, right = windows.astype(jnp.float32), kernel.astype(jnp.float32)
+    # Products this thin do not fill a matrix kernel, and a fused sum is not written out and read again.
+    total = left[..., 0:1] * right[None, None, 0]
+    for tap in range(1, right.shape[0]):
+        total = total + left[..., tap : tap + 1] * right[None, None, tap]
+    return total.astype(windows.dtype)
+
+
+def _outer_products_forward(windows: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _outer_products(windows, kernel), (windows, kernel)
+
+
+def _outer_products_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    windows, kernel = saved
+    rows, flat = windows.reshape(-1, windows.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+    d_windows = _accumulate("ro,ko->rk", flat, kernel).reshape(windows.shape)
+    return d_windows.astype(windows.dtype), _accumulate("kr,ro->ko", _transposed(rows), flat).astype(kernel.dtype)
+
+
+_outer_products.defvjp(_outer_products_forward, _outer_products_backward)
+
+
+def _chunks(x: Float[Array, "B L I"], width: int, stride: int) -> tuple[Float[Array, "B N S"], list[int]]:
+    """``x`` cut into chunks of ``stride`` positions, and the kernel taps that fall into each chunk of the kernel."""
     num_outputs = (x.shape[1] - width) // stride + 1
     num_kernel_chunks = math.ceil(width / stride)
     num_chunks = num_outputs + num_kernel_chunks - 1
     missing = num_chunks * stride - x.shape[1]
     x = jnp.pad(x, ((0, 0), (0, max(missing, 0)), (0, 0)))[:, : num_chunks * stride]
-    chunks = x.reshape(x.shape[0], num_chunks, stride * channels)
-
     # The last kernel chunk may be shorter than the stride: only its own taps are multiplied.
     taps = [min(stride, width - j * stride) for j in range(num_kernel_chunks)]
-    if stride * channels < _MIN_CHUNK_WIDTH:
-        windows = [chunks[:, j : j + num_outputs, : tap * channels] for j, tap in enumerate(taps)]
-        return matmul(jnp.concatenate(windows, axis=-1), kernel.reshape(width * channels, -1), dtype)
+    return x.reshape(x.shape[0], num_chunks, -1), taps
+
+
+def _chunked_conv(
+    x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int
+) -> tuple[Float[Array, "B T O"], Float[Array, "B N S"]]:
+    """The convolution, and the chunks that it multiplied."""
+    width, channels, outputs = kernel.shape
+    num_outputs = (x.shape[1] - width) // stride + 1
+    chunks, taps = _chunks(x, width, stride)
     output = None
     for j, tap in enumerate(taps):
-        weight = kernel[j * stride : j * stride + tap].reshape(tap * channels, -1)
+        weight = kernel[j * stride : j * stride + tap].reshape(tap * channels, outputs)
         # Slicing the product, not its input, keeps the input one contiguous operand for every chunk.
-        product = matmul(chunks[..., : tap * channels], weight, dtype)[:, j : j + num_outputs]
+        product = matmul(chunks[..., : tap * channels], weight, x.dtype)[:, j : j + num_outputs]
         output = product if output is None else output + product
     assert output is not None
-    return output
+    return output, chunks
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_with_gradient(x: Array, kernel: Array, stride: int) -> Array:
+    return _chunked_conv(x, kernel, stride)[0]
+
+
+def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, ...]]:
+    output, chunks = _chunked_conv(x, kernel, stride)
+    return output, (x, chunks, kernel)
+
+
+def _conv_backward(stride: int, saved: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array]:
+    """One transpose of the chunks serves all taps."""
+    x, chunks, kernel = saved
+    width, channels, outputs = kernel.shape
+    batch, num_chunks, chunk_width = chunks.shape
+    num_outputs = cotangent.shape[1]
+    transposed = _transposed(chunks.reshape(-1, chunk_width))
+    # A product's float32 result is written out on CPU in any case; elsewhere rounding it first halves the traffic.
+    sum_type = jnp.float32 if _on_cpu() else x.dtype
+    d_kernel, d_chunks = [], jnp.zeros((), sum_type)
+    for j in range(math.ceil(width / stride)):
+        tap = min(stride, width - j * stride)
+        weight = kernel[j * stride : j * stride + tap].reshape(tap * channels, outputs)
+        behind = num_chunks - num_outputs - j
+        rows = jnp.pad(cotangent, ((0, 0), (j, behind), (0, 0))).reshape(-1, outputs)
+        d_kernel.append(_accumulate("ir,ro->io", transposed[: tap * channels], rows))
+        d_rows = _accumulate("ro,io->ri", rows, weight).astype(sum_type)
+        d_chunks = d_chunks + jnp.pad(d_rows, ((0, 0), (0, chunk_width - tap * channels)))
+    d_x = d_chunks.astype(x.dtype).reshape(batch, num_chunks * stride, channels)[:, : x.shape[1]]
+    d_x = jnp.pad(d_x, ((0, 0), (0, x.shape[1] - d_x.shape[1]), (0, 0)))
+    return d_x, jnp.concatenate(d_kernel).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_conv_with_gradient.defvjp(_conv_forward, _conv_backward)
 
 
 def same_grouped_conv(
@@ -114,7 +265,7 @@ def same_grouped_conv(
     ``kernel`` has ``G`` input channels per group, hence ``D // G`` groups. XLA's grouped convolution has a very
     slow gradient on CPU, where wide kernels go through the Fourier transform in float32 instead.
     """
-    if jax.default_backend() == "cpu" and kernel.shape[0] > 8:
+    if _on_cpu() and kernel.shape[0] > 8 and not is_plain():
         return _fft_grouped_conv(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(dtype)
     width, group_size, channels = kernel.shape
     output = lax.conv_general_dilated(

@@ -222,3 +222,50 @@ def _equations(jaxpr):
 
 def _primitives(closed):
     return {equation.primitive.name for equation in _equations(closed.jaxpr)}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Formulations: every fast path against the plain one, by automatic differentiation.
+
+
+def _value_and_gradients(function, arguments, weights):
+    value, pullback = jax.vjp(function, *arguments)
+    return value, *pullback(weights.astype(value.dtype))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize(("width", "stride", "inputs", "outputs", "length"), STRIDED)
+def test_convolutions_of_every_platform_equal_the_plain_one(width, stride, inputs, outputs, length, platform):
+    x, kernel = jnp.asarray(_normal(2, length, inputs)), jnp.asarray(_normal(width, inputs, outputs, seed=1))
+    weights = jnp.asarray(_normal(2, (length - width) // stride + 1, outputs, seed=2))
+
+    def convolve(x, kernel):
+        return products.strided_conv(x, kernel, stride, jnp.float32)
+
+    with products.formulation(plain=True):
+        plain = _value_and_gradients(convolve, (x, kernel), weights)
+    with products.formulation(platform=platform):
+        fast = _value_and_gradients(convolve, (x, kernel), weights)
+    for found, expected in zip(fast, plain, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-6 * float(jnp.abs(expected).max()))
+
+
+def test_a_formulation_holds_inside_its_block_only():
+    assert not products.is_plain()
+    with products.formulation(plain=True):
+        assert products.is_plain()
+    assert not products.is_plain()
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (35, 16), (17, 8)])
+def test_weight_gradients_in_bfloat16_do_not_depend_on_how_rows_can_be_cut(shape):
+    rows, columns = shape
+    x, kernel = jnp.asarray(_normal(rows, columns)), jnp.asarray(_normal(columns, 5, seed=1))
+
+    def loss(kernel):
+        return jnp.sum(products.matmul(x, kernel, jnp.bfloat16).astype(jnp.float32) * _normal(rows, 5, seed=2))
+
+    rounded = x.astype(jnp.bfloat16).astype(jnp.float32)
+    cotangent = jnp.asarray(_normal(rows, 5, seed=2)).astype(jnp.bfloat16).astype(jnp.float32)
+    expected = rounded.T @ cotangent
+    np.testing.assert_allclose(jax.grad(loss)(kernel), expected, atol=2**-8 * float(jnp.abs(expected).max()))

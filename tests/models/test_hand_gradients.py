@@ -1,0 +1,87 @@
+"""Gradients written by hand against automatic differentiation of the plain formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_mtlser.architecture import FeatureNorm, Wav2Vec2Architecture
+from jax_mtlser.models import products
+from jax_mtlser.models.feature_encoder import FeatureEncoder, TimeGroupNorm
+from jax_mtlser.models.layers import activation
+
+
+def _normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def _both(function, *arguments):
+    """Value and gradients of a function, plain and as it is computed by default."""
+    value = jax.eval_shape(function, *arguments)
+    weights = _normal(*value.shape, seed=9).astype(value.dtype)
+
+    def run():
+        value, pullback = jax.vjp(function, *arguments)
+        return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves((value, pullback(weights)))]
+
+    with products.formulation(plain=True):
+        plain = run()
+    return plain, run()
+
+
+def _assert_close(plain, fast, tolerance):
+    for expected, found in zip(plain, fast, strict=True):
+        np.testing.assert_allclose(found, expected, atol=tolerance * max(np.abs(expected).max(), 1e-30))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-7)])
+def test_gelu(dtype, tolerance):
+    x = jnp.concatenate([jnp.linspace(-30, 30, 301), jnp.array([0.0, -1e-30, 88.0, -88.0])]).astype(dtype)
+    _assert_close(*_both(activation("gelu"), x), tolerance)
+
+
+@pytest.mark.parametrize("lengths", [(7, 3), (7, 7), (1, 0)])
+def test_normalisation_over_time(lengths):
+    module = TimeGroupNorm()
+    x, mask = 3 * _normal(2, 7, 5) + 1, jnp.arange(7)[None] < jnp.asarray(lengths)[:, None]
+    params = {"scale": _normal(5, seed=1), "bias": _normal(5, seed=2)}
+    # Gradients of a constant or missing utterance are of the size of 1 / sqrt(epsilon) and cancel.
+    tolerance = 1e-5 if min(lengths) > 1 else 1e-3
+    _assert_close(*_both(lambda p, x: module.apply({"params": p}, x, mask), params, x), tolerance)
+
+
+def test_normalisation_in_bfloat16_is_right_within_its_rounding():
+    x, mask = _normal(2, 40, 5), jnp.arange(40)[None] < jnp.asarray([[40], [31]])
+    params = {"scale": _normal(5, seed=1), "bias": _normal(5, seed=2)}
+
+    def in_dtype(dtype):
+        return lambda p, x: TimeGroupNorm(dtype).apply({"params": p}, x, mask).astype(jnp.float32)
+
+    exact, _ = _both(in_dtype(jnp.float32), params, x)
+    _, low = _both(in_dtype(jnp.bfloat16), params, x)
+    _assert_close(exact, low, 4 * 2**-8)
+
+
+@pytest.mark.parametrize("norm", list(FeatureNorm))
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_the_whole_feature_encoder(norm, platform):
+    arch = Wav2Vec2Architecture(conv_dim=(16,) * 7, feat_extract_norm=norm, conv_bias=norm is FeatureNorm.LAYER)
+    module, audio, lengths = FeatureEncoder(arch), _normal(2, 4_000), jnp.array([4_000, 2_900])
+    params = module.init(jax.random.key(0), audio, lengths)["params"]
+    weights = jnp.asarray(_normal(*module.apply({"params": params}, audio, lengths).shape, seed=3))
+
+    def loss(params, audio):
+        frames = module.apply({"params": params}, audio, lengths)
+        inside = jnp.arange(frames.shape[1])[None] < arch.num_frames(lengths)[:, None]
+        return jnp.sum(jnp.where(inside[..., None], frames * weights, 0))
+
+    def gradients():
+        fresh = jax.jit(jax.grad(lambda *arguments: loss(*arguments), argnums=(0, 1)))  # a new function: traced anew
+        return jax.tree.leaves(fresh(params, audio))
+
+    with products.formulation(plain=True):
+        plain = gradients()
+    with products.formulation(platform=platform):
+        fast = gradients()
+    for expected, found in zip(plain, fast, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-4 * float(jnp.abs(expected).max()))
