@@ -107,7 +107,7 @@ class CtcNormalization(enum.Enum):
 class Precision(enum.Enum):
     """Type of activations and matrix operands; parameters, statistics and losses are always float32."""
 
-    AUTO = "auto"  # bfloat16 on GPU and TPU, float32 on CPU
+    AUTO = "auto"  # bfloat16 on GPU, TPU, and on processors that multiply it faster (AMX, AVX-512 BF16), else float32
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
@@ -343,6 +343,8 @@ class TrainingConfig:
         epochs: passes over the training part.
         seed: of initial weights, dropout and batch order.
         precision: compute type.
+        plain: compute everything by textbook formulas and automatic differentiation, CTC by ``optax.ctc_loss``,
+            instead of the fast formulations: slower, for telling whether one of them is at fault.
         selection: which epoch is tested.
         data_devices: devices that share each batch; 0: all.
         log_every_steps: steps between two lines of ``metrics.jsonl``.
@@ -353,6 +355,7 @@ class TrainingConfig:
     epochs: int = 100
     seed: int = 0
     precision: Precision = Precision.AUTO
+    plain: bool = False
     selection: Selection = Selection.BEST_VALIDATION
     data_devices: int = 0
     log_every_steps: int = 10

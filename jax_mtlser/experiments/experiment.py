@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_mtlser import runtime
 from jax_mtlser.architecture import EncoderArchitecture
 from jax_mtlser.config import AudioConfig, Config, ConfigError, Freeze, HeadInput, Precision, VocabularySource
 from jax_mtlser.corpora.load import load_corpus
@@ -131,6 +132,8 @@ class Experiment:
             + (f", {len(self.skipped)} left out (skipped.csv)" if self.skipped else "")
             + f"; buckets end at {bounds} s, {padded / lengths.sum():.3f}x of the audio with padding"
         )
+        dtype = jnp.dtype(compute_dtype(self.config.training.precision)).name
+        self.display.line(f"computing in {dtype} on {jax.device_count()} x {jax.devices()[0].device_kind}")
 
     def maps_of(self, member: Member) -> LabelMaps:
         """Class names of a member, from its training part."""
@@ -198,6 +201,7 @@ class Experiment:
             freeze=encoder.freeze,
             freeze_layers=encoder.freeze_layers,
             ctc_normalization=config.weights.ctc_normalization,
+            plain=config.training.plain,
             blank=blank,
             accumulation_steps=config.batching.accumulation_steps,
         )
@@ -363,4 +367,5 @@ def compute_dtype(precision: Precision) -> Any:
         case Precision.BFLOAT16:
             return jnp.bfloat16
         case Precision.AUTO:
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+            low = jax.default_backend() != "cpu" or runtime.has_bfloat16_products()
+            return jnp.bfloat16 if low else jnp.float32

@@ -7,7 +7,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_mtlser.config import CtcNormalization
 from jax_mtlser.data.batches import Batch
+from jax_mtlser.models import products
 from jax_mtlser.models.multitask import MultitaskOutput
+from jax_mtlser.training.ctc import ctc_loss
 
 __all__ = ["TASKS", "LossSums", "Sum", "cross_entropy", "ctc", "ctc_feasible", "task_losses"]
 
@@ -77,8 +79,8 @@ def ctc(
 ) -> tuple[Sum, Array]:
     """CTC loss (Graves et al. 2006) over the rows with a transcript that their frames can spell.
 
-    ``optax.ctc_loss`` answers an impossible transcript with about 1e5 and a finite gradient; such rows are
-    masked here and counted.
+    An impossible transcript has a loss of about 1e5; such rows are masked here and counted. Computed by
+    :func:`~jax_mtlser.training.ctc.ctc_loss`; in the plain formulation by ``optax.ctc_loss``.
 
     Returns:
         The loss and the number of infeasible rows.
@@ -91,9 +93,9 @@ def ctc(
     lengths = jnp.where(counted, label_lengths, 0)
     frame_padding = jnp.arange(logits.shape[1])[None] >= frame_lengths[:, None]
     label_padding = jnp.arange(labels.shape[1])[None] >= lengths[:, None]
-    losses = optax.ctc_loss(
-        logits, frame_padding.astype(jnp.float32), labels, label_padding.astype(jnp.float32), blank_id=blank
-    )
+    arguments = (logits, frame_padding.astype(jnp.float32), labels, label_padding.astype(jnp.float32))
+    loss_of = optax.ctc_loss if products.is_plain() else ctc_loss
+    losses = loss_of(*arguments, blank_id=blank)
     match normalization:
         case CtcNormalization.LABELS:
             losses = losses / jnp.maximum(lengths, 1)

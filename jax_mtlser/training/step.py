@@ -12,6 +12,7 @@ from jaxtyping import Array, Int16
 
 from jax_mtlser.config import CtcNormalization, Freeze, LearningRateSchedule, OptimizerConfig
 from jax_mtlser.data.batches import Batch, gather_audio, waveform
+from jax_mtlser.models import products
 from jax_mtlser.models.multitask import MultitaskModel, MultitaskOutput
 from jax_mtlser.training.losses import TASKS, LossSums, ctc_feasible, task_losses
 from jax_mtlser.training.optimizer import (
@@ -79,6 +80,7 @@ class StepSpec:
         ctc_normalization: see :class:`CtcNormalization`.
         blank: CTC symbol.
         accumulation_steps: equal parts in which a batch is worked through.
+        plain: see :class:`~jax_mtlser.config.TrainingConfig`.
     """
 
     model: MultitaskModel
@@ -89,6 +91,7 @@ class StepSpec:
     ctc_normalization: CtcNormalization = CtcNormalization.NONE
     blank: int = 0
     accumulation_steps: int = 1
+    plain: bool = False
 
     @property
     def schedule(self) -> LearningRateSchedule:
@@ -176,16 +179,17 @@ def train_step(
         streams = dict(zip(("dropout", "spec_augment", "layerdrop"), jax.random.split(key, 3), strict=True))
         params = merge(trainable, frozen)
         output = _apply(spec, num_samples, params, part, corpus, train=True, rngs=streams)
-        sums = task_losses(output, part, normalization=spec.ctc_normalization, blank=spec.blank)
+        sums = _losses(spec, output, part)
         # Divided by the counts of the whole batch, so that the parts add up to its mean.
         means = jnp.stack([getattr(sums, task).total / count for task, count in zip(TASKS, counts, strict=True)])
         return jnp.dot(knobs.weights, means), sums
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
-    if spec.accumulation_steps == 1:
-        (loss, sums), gradients = gradient(trainable, batch, step_key)
-    else:
-        loss, sums, gradients = _accumulate(spec.accumulation_steps, gradient, trainable, batch, step_key)
+    with products.formulation(plain=spec.plain):
+        if spec.accumulation_steps == 1:
+            (loss, sums), gradients = gradient(trainable, batch, step_key)
+        else:
+            loss, sums, gradients = _accumulate(spec.accumulation_steps, gradient, trainable, batch, step_key)
 
     updates, opt_state = gradient_transform(spec.optimizer).update(gradients, state.opt_state, trainable)
     share = schedule(state.step, knobs.rates, spec.schedule)
@@ -206,13 +210,15 @@ def eval_step(
     spec: StepSpec, num_samples: int, params: Any, batch: Batch, corpus: Int16[Array, " total"]
 ) -> Evaluation:
     """Probabilities and losses of one batch, without dropout."""
-    output = _apply(spec, num_samples, params, batch, corpus, train=False, rngs=None)
+    with products.formulation(plain=spec.plain):
+        output = _apply(spec, num_samples, params, batch, corpus, train=False, rngs=None)
+        losses = _losses(spec, output, batch)
 
     def probabilities(logits: Array | None) -> Array | None:
         return None if logits is None else jax.nn.softmax(logits, axis=-1)
 
     return Evaluation(
-        losses=task_losses(output, batch, normalization=spec.ctc_normalization, blank=spec.blank),
+        losses=losses,
         emotion=probabilities(output.emotion),
         gender=probabilities(output.gender),
         speaker=probabilities(output.speaker),
@@ -230,6 +236,10 @@ def _apply(
         audio = gather_audio(corpus, batch.offsets, batch.lengths, num_samples)
     x = waveform(audio, batch.lengths, normalize=spec.normalize_waveform)
     return spec.model.apply({"params": params}, x, batch.lengths, train=train, rngs=rngs)  # type: ignore[return-value]
+
+
+def _losses(spec: StepSpec, output: MultitaskOutput, batch: Batch) -> LossSums:
+    return task_losses(output, batch, normalization=spec.ctc_normalization, blank=spec.blank)
 
 
 def _label_counts(spec: StepSpec, batch: Batch) -> tuple[Array, ...]:

@@ -107,8 +107,10 @@ def plain():
     return Setting().train()
 
 
-@pytest.mark.parametrize("changes", [{"devices": 8}, {"accumulation": 4}, {"devices": 2, "accumulation": 2}])
-def test_devices_and_accumulation_do_not_change_the_training(changes):
+@pytest.mark.parametrize(
+    "changes", [{"devices": 8}, {"accumulation": 4}, {"devices": 2, "accumulation": 2}, {"plain": True}]
+)
+def test_devices_accumulation_and_plain_formulas_do_not_change_the_training(changes):
     metrics, params = plain()
     other_metrics, other_params = Setting(**changes).train()
     for one, other in zip(metrics, other_metrics, strict=True):
