@@ -1,6 +1,7 @@
 """What every benchmark states and how it measures: machine and versions, sides that take turns, medians with spread."""
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -29,10 +30,8 @@ def machine() -> dict[str, Any]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = {"processor": processor(), "cores": cores, "device": jax.devices()[0].device_kind, **runtime.versions()}
-    try:
+    with contextlib.suppress(metadata.PackageNotFoundError):
         found["torch"] = metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        pass
     return found
 
 

@@ -1,0 +1,206 @@
+"""Inference against PyTorch: latency of one utterance by length, and throughput over a corpus.
+
+    python benchmarks/inference.py --preset cpu --lengths FILE.npz
+    python benchmarks/inference.py --preset gpu --lengths FILE.npz
+
+wav2vec2-base with four heads on both sides; ours is the evaluation program that training and testing run, PyTorch is
+transformers' model with SDPA attention, eagerly in float32 and under bfloat16 autocast, and on a GPU also compiled for
+each length with CUDA graphs. Sides take turns; compilation and each shape's first call are not counted. The paper's
+cost columns are given per length: operations with "1 MAC = 2 FLOP", and milliseconds per utterance. Needs the extra
+``test``.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import workload
+from train_step import Corpus, Theirs, in_groups
+
+from jax_mtlser import runtime
+from jax_mtlser.data.audio import SAMPLE_RATE
+from jax_mtlser.data.batch_plan import PlannedBatch, plan_in_order
+from jax_mtlser.data.batches import BatchSource
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """How much is measured.
+
+    Attributes:
+        seconds: lengths of single utterances.
+        repeats: of each.
+        utterances: of the corpus, spread evenly over its lengths; 0 for all.
+    """
+
+    seconds: tuple[float, ...]
+    repeats: int
+    utterances: int
+
+
+PRESETS = {
+    "cpu": Preset((1.0, 2.5, 5.0, 10.0), 9, 64),
+    "gpu": Preset((1.0, 2.5, 4.5, 5.0, 10.0, 20.0), 100, 0),
+    "smoke": Preset((0.5, 1.0), 2, 16),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, write a JSON file and a table."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--lengths", type=Path, help="NPZ with samples per utterance; default: a log-normal law")
+    parser.add_argument("--encoder", choices=("base", "small"), default="base")
+    options = parser.parse_args(arguments)
+    runtime.tune_allocator()
+    torch.manual_seed(0)
+    preset = PRESETS[options.preset]
+    lengths = workload.thinned(workload.lengths(options.lengths), preset.utterances)
+    result = {
+        "settings": {
+            **dataclasses.asdict(preset), "preset": options.preset, "encoder": options.encoder,
+            "lengths": workload.lengths_name(options.lengths), "threads": torch.get_num_threads(),
+        },
+        "latency": latency(options.encoder, preset),
+        "throughput": throughput(Corpus.create(lengths, options.encoder), preset),
+    }  # fmt: skip
+    common.write(options.output, f"inference_{options.preset}", result, to_table(result))
+
+
+class Evaluation:
+    """The package's evaluation program over a corpus' shapes."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.source = BatchSource(corpus.audio, corpus.targets, corpus.buckets, on_device=True)
+        resident = self.source.resident_corpus()
+        self.steps = workload.compiled_steps(
+            corpus.arch, corpus.buckets, getattr(jnp, corpus.fast), resident_samples=len(resident)
+        )
+        self.steps.compile(workload.knobs(), names=("eval",))
+        self.params, self.corpus = self.steps.init_params(0), self.steps.put(resident)
+
+    def __call__(self, planned: PlannedBatch) -> None:
+        batch = self.steps.put_batch(self.source.get(planned))
+        jax.block_until_ready(self.steps.evaluate(planned.bucket, self.params, batch, self.corpus).emotion)
+
+
+def their_forward(theirs: Theirs, corpus: Corpus, rows: np.ndarray) -> Callable[[], None]:
+    """One evaluation of a batch on the device, padded to its longest."""
+    tensors = theirs.tensors(corpus, rows, None, lists=False)
+    theirs.eval()
+
+    def run() -> None:
+        with torch.inference_mode(), torch.autocast(theirs.device_name, torch.bfloat16, enabled=theirs.autocast):
+            theirs.forward_loss(tensors["audio"], tensors["frames"], tensors["classes"])
+        if theirs.device_name == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def their_sides(corpus: Corpus) -> dict[str, Theirs]:
+    """The variants of PyTorch."""
+    sides = {
+        "PyTorch eager float32": Theirs(corpus, autocast=False),
+        "PyTorch eager bfloat16": Theirs(corpus, autocast=True),
+    }
+    if torch.cuda.is_available():
+        sides["PyTorch compiled bfloat16"] = Theirs(corpus, autocast=True, compiled=True)
+    return sides
+
+
+def latency(encoder: str, preset: Preset) -> list[dict[str, Any]]:
+    """One utterance at a time."""
+    lengths = np.array([round(seconds * SAMPLE_RATE) for seconds in preset.seconds])
+    corpus = Corpus.create(lengths, encoder)
+    buckets = workload.buckets_for(lengths, corpus.targets, corpus.arch, num_buckets=len(lengths), batch_size=1)
+    corpus = dataclasses.replace(corpus, buckets=buckets)
+    ours, theirs = Evaluation(corpus), their_sides(corpus)
+    rows = []
+    for row, planned in enumerate(plan_in_order(np.arange(len(lengths)), buckets)):
+        sides: dict[str, Callable[[], None]] = {f"ours {corpus.fast}": lambda planned=planned: ours(planned)}
+        sides |= {name: their_forward(side, corpus, np.array([row])) for name, side in theirs.items()}
+        times = common.take_turns(sides, preset.repeats, warmups=2)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        rows.append(
+            {
+                "seconds": preset.seconds[row],
+                "gflop": round(2e-9 * corpus.macs(lengths[row]), 2),
+                "sides": {name: common.spread(values) for name, values in times.items()},
+                "speedups": {
+                    name: round(value / medians[f"ours {corpus.fast}"], 3)
+                    for name, value in medians.items()
+                    if not name.startswith("ours")
+                },
+            }
+        )
+    return rows
+
+
+def throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, float]]:
+    """All utterances in batches of 8: ours in buckets, PyTorch sorted by length and padded to the longest."""
+    ours, plan = Evaluation(corpus), plan_in_order(np.arange(len(corpus.audio)), corpus.buckets)
+    runs: dict[str, list[Callable[[], None]]] = {
+        f"ours {corpus.fast}": [lambda planned=planned: ours(planned) for planned in plan]
+    }
+    ordered = in_groups(np.argsort(corpus.audio.lengths, kind="stable"))
+    for name, side in their_sides(corpus).items():
+        if "compiled" not in name:  # a program per length would compile for hours
+            runs[name] = [their_forward(side, corpus, rows) for rows in ordered]
+
+    def whole(calls: list[Callable[[], None]]) -> Callable[[], None]:
+        return lambda: [call() for call in calls] and None
+
+    times = common.take_turns({name: whole(calls) for name, calls in runs.items()}, 3)
+    return {
+        name: {
+            "utterances_per_second": round(len(corpus.audio) / statistics.median(values), 2),
+            "audio_seconds_per_second": round(
+                float(corpus.audio.lengths.sum()) / SAMPLE_RATE / statistics.median(values), 1
+            ),
+            **common.spread(values),
+        }
+        for name, values in times.items()
+    }
+
+
+def to_table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    settings, here = result["settings"], common.machine()
+    names = list(result["latency"][0]["sides"])
+    lines = [
+        f"Inference of wav2vec2-{settings['encoder']} with four heads; {here['processor']}, {here['cores']} cores, "
+        f"{here['device']}; jax {here['jax']}, torch {here['torch']}.",
+        "",
+        f"Batch 1, milliseconds (medians of {settings['repeats']}, sides in turns); GFLOP = 2 per MAC:",
+        "",
+        common.table(
+            ("seconds", "GFLOP", *names),
+            [
+                (row["seconds"], row["gflop"], *(row["sides"][name]["median_ms"] for name in names))
+                for row in result["latency"]
+            ],
+        ),
+        f"Batches of 8 over {settings['lengths']}"
+        + (f", {settings['utterances']} utterances spread evenly over them:" if settings["utterances"] else ":"),
+        "",
+        common.table(
+            ("side", "utterances/s", "audio s/s"),
+            [
+                (name, side["utterances_per_second"], side["audio_seconds_per_second"])
+                for name, side in result["throughput"].items()
+            ],
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

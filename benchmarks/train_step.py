@@ -1,0 +1,413 @@
+"""Training throughput against PyTorch at three levels, on utterances of the same lengths.
+
+    python benchmarks/train_step.py --preset cpu --lengths FILE.npz
+    python benchmarks/train_step.py --preset gpu --lengths FILE.npz
+
+Every side trains wav2vec2-base with the same four heads, losses, dropout (0.1, no LayerDrop, no SpecAugment),
+gradient clipping and AdamW.
+
+- **L0, as the paper**: transformers' model in float32, batches of 8 at random, padded to their longest by the feature
+  extractor from Python lists.
+- **L1, tuned**: bfloat16 autocast, SDPA attention, fused AdamW, batches of 8 grouped by length.
+- **L2, best**: L1 over the same length buckets as ours (static shapes), tensors made ahead and kept on the device; on a
+  GPU each bucket compiled with CUDA graphs.
+- **ours**: the package's own training step over its own plan.
+
+Two measurements, sides in turns within each: one step of a batch without padding, and an epoch's throughput, from steps
+evenly spread over each side's batches in the order of their padded lengths. Compilation and the first call of each
+shape are not counted and stated apart. Needs the extra ``test``.
+"""
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+import workload
+
+from jax_mtlser import runtime
+from jax_mtlser.config import TaskWeights
+from jax_mtlser.data.audio import SAMPLE_RATE
+from jax_mtlser.data.batch_plan import FILL, PlannedBatch, plan_epoch
+from jax_mtlser.data.batches import BatchSource
+from jax_mtlser.models.flops import forward_macs
+from jax_mtlser.training.sharding import CompiledSteps
+
+MATMUL_SIZE = {"cpu": 2048, "gpu": 8192}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """How much is measured.
+
+    Attributes:
+        batch, seconds: shape of the step without padding.
+        repeats: of that step, for every side.
+        steps: measured of each side's epoch.
+    """
+
+    batch: int
+    seconds: float
+    repeats: int
+    steps: int
+
+
+PRESETS = {"cpu": Preset(4, 4.0, 7, 8), "gpu": Preset(8, 4.5, 50, 48), "smoke": Preset(2, 0.5, 2, 2)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, write a JSON file and a table."""
+    parser = common.parser(__doc__)
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--lengths", type=Path, help="NPZ with samples per utterance; default: a log-normal law")
+    parser.add_argument("--encoder", choices=("base", "small"), default="base")
+    parser.add_argument("--utterances", type=int, help="of the lengths, spread evenly; default: all")
+    options = parser.parse_args(arguments)
+    runtime.tune_allocator()
+    torch.manual_seed(0)
+    preset = PRESETS[options.preset]
+
+    lengths = workload.thinned(workload.lengths(options.lengths), options.utterances)
+    corpus = Corpus.create(lengths, options.encoder)
+    fixed = step_without_padding(corpus, preset)
+    epoch = epoch_throughput(corpus, preset)
+    peak = {name: matmul_rate(dtype) for name, dtype in (("float32", jnp.float32), ("bfloat16", jnp.bfloat16))}
+    fast = f"ours {corpus.fast}"
+    flops = 6.0 * sum(map(corpus.macs, lengths)) / len(lengths)  # of one utterance: 2 per MAC, forward and backward
+    rate = {name: side["utterances_per_second"] for name, side in epoch.items()}
+    result = {
+        "settings": {
+            **dataclasses.asdict(preset), "preset": options.preset, "encoder": options.encoder,
+            "lengths": workload.lengths_name(options.lengths), "utterances": len(lengths),
+            "batch_size": workload.BATCH_SIZE, "threads": torch.get_num_threads(), "dropout": 0.1,
+        },
+        "step_without_padding": fixed,
+        "epoch": epoch,
+        "speedup_vs_paper_reference": round(rate[fast] / rate["L0"], 3),
+        "speedup_vs_tuned_reference": round(rate[fast] / rate["L1"], 3),
+        "speedup_vs_best_reference": round(rate[fast] / rate["L2"], 3),
+        "utterances_per_second": rate[fast],
+        "matmul_flops_per_second": peak,
+        "model_flops_utilisation": round(rate[fast] * flops / peak[corpus.fast], 4),
+    }  # fmt: skip
+    common.write(options.output, f"train_step_{options.preset}", result, to_table(result))
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Utterances, our shapes for them, and the architecture.
+
+    Attributes:
+        fast: the compute type that the package chooses on this machine.
+    """
+
+    arch: Any
+    audio: Any
+    targets: Any
+    buckets: Any
+    fast: str
+
+    @classmethod
+    def create(cls, lengths: np.ndarray, encoder: str) -> "Corpus":
+        arch = dataclasses.replace(workload.encoder(encoder), layerdrop=0.0, apply_spec_augment=False)
+        audio, targets = workload.synthetic_audio(lengths), workload.targets(lengths)
+        buckets = workload.buckets_for(lengths, targets, arch)
+        low = jax.default_backend() != "cpu" or runtime.has_bfloat16_products()
+        return cls(arch, audio, targets, buckets, "bfloat16" if low else "float32")
+
+    def macs(self, num_samples: int) -> float:
+        """Multiply-accumulates of the encoder's forward pass."""
+        return float(sum(forward_macs(self.arch, int(num_samples)).values()))
+
+
+def matmul_rate(dtype: Any) -> float:
+    """The most operations per second that a large square product reaches here."""
+    size = MATMUL_SIZE["cpu" if jax.default_backend() == "cpu" else "gpu"]
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32).astype(dtype))
+    times = common.take_turns({"product": lambda: jax.block_until_ready(product(x, x))}, 10)
+    return 2.0 * size**3 / min(times["product"])
+
+
+# --- The two sides -----------------------------------------------------------------------------------------
+
+
+class Ours:
+    """The package's training step; states of two compute types do not share memory."""
+
+    def __init__(self, corpus: Corpus, buckets: Any, dtype: str) -> None:
+        self.source = BatchSource(corpus.audio, corpus.targets, buckets, on_device=True)
+        resident = self.source.resident_corpus()
+        self.steps: CompiledSteps = workload.compiled_steps(
+            corpus.arch, buckets, getattr(jnp, dtype), resident_samples=len(resident)
+        )
+        started = time.perf_counter()
+        self.knobs = self.steps.put(workload.knobs())
+        self.steps.compile(workload.knobs(), names=("train",))
+        self.compile_seconds = time.perf_counter() - started
+        self.corpus = self.steps.put(resident)
+        self.state = workload.initial_state(self.steps)
+
+    def step(self, planned: PlannedBatch) -> None:
+        batch = self.steps.put_batch(self.source.get(planned))
+        self.state, metrics = self.steps.train(planned.bucket, self.state, batch, self.knobs, self.corpus)
+        jax.block_until_ready(metrics.loss)
+
+
+class Theirs(torch.nn.Module):
+    """transformers' model with the same heads, and one optimizer step on it."""
+
+    def __init__(self, corpus: Corpus, *, autocast: bool, compiled: bool = False) -> None:
+        super().__init__()
+        arch = corpus.arch
+        config = transformers.Wav2Vec2Config(
+            hidden_size=arch.hidden_size, num_hidden_layers=arch.num_hidden_layers,
+            num_attention_heads=arch.num_attention_heads, intermediate_size=arch.intermediate_size,
+            conv_dim=arch.conv_dim, num_conv_pos_embeddings=arch.num_conv_pos_embeddings,
+            num_conv_pos_embedding_groups=arch.num_conv_pos_embedding_groups, layerdrop=0.0, apply_spec_augment=False,
+            mask_time_prob=0.0, feat_proj_dropout=arch.feat_proj_dropout, attn_implementation="sdpa",
+        )  # fmt: skip
+        self.device_name = "cuda" if torch.cuda.is_available() else "cpu"
+        self.encoder = transformers.Wav2Vec2Model(config)
+        sizes = {"emotion": workload.EMOTIONS, "gender": workload.GENDERS, "speaker": workload.SPEAKERS}
+        self.heads = torch.nn.ModuleDict({k: torch.nn.Linear(arch.hidden_size, n) for k, n in sizes.items()})
+        self.ctc = torch.nn.Linear(arch.hidden_size, workload.SYMBOLS + 1)
+        self.dropout = torch.nn.Dropout(0.1)
+        self.to(self.device_name).train()
+        self.autocast = autocast
+        fused = {"fused": True} if autocast else {}
+        self.optimizer = torch.optim.AdamW(self.parameters(), lr=1e-5, **fused)
+        self.extractor = transformers.Wav2Vec2FeatureExtractor()
+        self.forward_loss = torch.compile(self.loss, mode="reduce-overhead") if compiled else self.loss
+
+    def loss(self, audio: Any, frames: Any, classes: dict[str, Any]) -> tuple[Any, Any]:
+        """Sum of the classification losses, and the log-probabilities for CTC."""
+        hidden = self.encoder(audio).last_hidden_state
+        mask = (torch.arange(hidden.shape[1], device=hidden.device)[None] < frames[:, None])[..., None]
+        pooled = self.dropout((hidden * mask).sum(1) / mask.sum(1))
+        shares = dict(zip(("emotion", "gender", "speaker"), (1.0, *_weights()[:2]), strict=True))
+        total = sum(
+            share * torch.nn.functional.cross_entropy(self.heads[task](pooled).float(), classes[task])
+            for task, share in shares.items()
+        )
+        return total, self.ctc(self.dropout(hidden)).float().log_softmax(-1).transpose(0, 1)
+
+    def step(self, tensors: dict[str, Any]) -> None:
+        with torch.autocast(self.device_name, torch.bfloat16, enabled=self.autocast):
+            loss, symbols = self.forward_loss(tensors["audio"], tensors["frames"], tensors["classes"])
+        # Lengths on the CPU: on a GPU that is what the native kernel wants.
+        loss = loss + _weights()[2] * torch.nn.functional.ctc_loss(
+            symbols, tensors["transcript"], tensors["frames_host"], tensors["transcript_lengths"]
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        self.optimizer.step()
+        if self.device_name == "cuda":
+            torch.cuda.synchronize()
+
+    def tensors(self, corpus: Corpus, rows: np.ndarray, padded: int | None, *, lists: bool) -> dict[str, Any]:
+        """A batch: by the feature extractor from Python lists, or from arrays."""
+        clips = [corpus.audio[int(row)].astype(np.float32) / 32768 for row in rows]
+        if lists:
+            clips = [clip.tolist() for clip in clips]
+            audio = self.extractor(clips, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt").input_values
+        else:
+            audio = torch.zeros(len(rows), padded or max(map(len, clips)))
+            for place, clip in enumerate(clips):
+                audio[place, : len(clip)] = torch.from_numpy((clip - clip.mean()) / np.sqrt(clip.var() + 1e-7))
+        frames = torch.from_numpy(np.asarray(corpus.arch.num_frames(corpus.audio.lengths[rows])))
+        targets = corpus.targets
+        widest = int(targets.transcript_lengths[rows].max())
+        return {
+            "audio": audio.to(self.device_name),
+            "frames": frames.to(self.device_name),
+            "frames_host": frames,
+            "classes": {
+                task: torch.from_numpy(getattr(targets, task)[rows].astype(np.int64)).to(self.device_name)
+                for task in ("emotion", "gender", "speaker")
+            },
+            "transcript": torch.from_numpy(targets.transcript[rows, :widest].astype(np.int64)).to(self.device_name),
+            "transcript_lengths": torch.from_numpy(targets.transcript_lengths[rows].astype(np.int64)),
+        }
+
+
+def _weights() -> tuple[float, float, float]:
+    weights = TaskWeights()
+    return weights.alpha, weights.beta, weights.gamma
+
+
+# --- Measurements ------------------------------------------------------------------------------------------
+
+
+def step_without_padding(corpus: Corpus, preset: Preset) -> dict[str, Any]:
+    """Forward pass (evaluation) and whole training step, all rows of the same length."""
+    samples = round(preset.seconds * SAMPLE_RATE)
+    lengths = np.full(preset.batch, samples)
+    flat = dataclasses.replace(corpus, audio=workload.synthetic_audio(lengths), targets=workload.targets(lengths))
+    buckets = workload.buckets_for(lengths, flat.targets, flat.arch, num_buckets=1, batch_size=preset.batch)
+    planned, rows = PlannedBatch(0, np.arange(preset.batch)), np.arange(preset.batch)
+    training: dict[str, Callable[[], object]] = {}
+    forward: dict[str, Callable[[], object]] = {}
+    compile_seconds = {}
+    for dtype in dict.fromkeys(("float32", corpus.fast)):
+        ours = Ours(flat, buckets, dtype)
+        ours.steps.compile(workload.knobs(), names=("eval",))
+        compile_seconds[f"ours {dtype}"] = round(ours.compile_seconds, 1)
+        batch = ours.steps.put_batch(ours.source.get(planned))
+        training[f"ours {dtype}"] = lambda ours=ours: ours.step(planned)
+        forward[f"ours {dtype}"] = lambda ours=ours, batch=batch: jax.block_until_ready(
+            ours.steps.evaluate(0, ours.state.params, batch, ours.corpus).emotion
+        )
+    for name, autocast in (("PyTorch float32", False), ("PyTorch bfloat16", True)):
+        theirs = Theirs(flat, autocast=autocast)
+        tensors = theirs.tensors(flat, rows, None, lists=False)
+        training[name] = lambda theirs=theirs, tensors=tensors: theirs.step(tensors)
+        forward[name] = lambda theirs=theirs, tensors=tensors: _forward(theirs, tensors)
+    steps = common.take_turns(training, preset.repeats)
+    forwards = common.take_turns(forward, preset.repeats)
+    sides = {name: {"step": common.spread(steps[name]), "forward": common.spread(forwards[name])} for name in training}
+    ours_step, ours_forward = (statistics.median(times[f"ours {corpus.fast}"]) for times in (steps, forwards))
+    ratios = {
+        f"{kind}_speedup_vs_{name.replace(' ', '_').lower()}": round(statistics.median(times[name]) / ours, 3)
+        for kind, times, ours in (("step", steps, ours_step), ("forward", forwards, ours_forward))
+        for name in ("PyTorch float32", "PyTorch bfloat16")
+    }
+    return {"sides": sides, **ratios, "compile_seconds": compile_seconds}
+
+
+def _forward(theirs: Theirs, tensors: dict[str, Any]) -> None:
+    theirs.eval()
+    with torch.inference_mode(), torch.autocast(theirs.device_name, torch.bfloat16, enabled=theirs.autocast):
+        theirs.loss(tensors["audio"], tensors["frames"], tensors["classes"])
+    if theirs.device_name == "cuda":
+        torch.cuda.synchronize()
+    theirs.train()
+
+
+def epoch_throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, float]]:
+    """Utterances per second of an epoch, for every side, from a sample of its steps."""
+    lengths = corpus.audio.lengths
+    every = np.arange(len(lengths))
+    plan = plan_epoch(every, corpus.buckets, seed=0, epoch=0)
+    bound = lambda planned: corpus.buckets.bounds[planned.bucket]
+    random = [
+        rows for rows in in_groups(np.random.default_rng(0).permutation(every)) if len(rows) == workload.BATCH_SIZE
+    ]
+    grouped = group_by_length(lengths, seed=0)
+    longest = lambda rows: int(lengths[rows].max())
+
+    # One side lives at a time, for their memory's sake; the machine's drift between them is small beside the ratios.
+    sides: dict[str, dict[str, float]] = {}
+    l0, l1 = Theirs(corpus, autocast=False), Theirs(corpus, autocast=True)
+    gpu = torch.cuda.is_available()
+    l2 = Theirs(corpus, autocast=True, compiled=gpu)
+    ours = Ours(corpus, corpus.buckets, corpus.fast)
+    runs: dict[str, tuple[list, Callable[[Any], int], Callable[[Any], None]]] = {
+        "L0": (random, longest, lambda rows: l0.step(l0.tensors(corpus, rows, None, lists=True))),
+        "L1": (grouped, longest, lambda rows: l1.step(l1.tensors(corpus, rows, None, lists=False))),
+        "L2": (plan, bound, lambda planned: l2.step(kept(planned))),
+        f"ours {corpus.fast}": (plan, bound, ours.step),
+    }
+    ready: dict[int, dict[str, Any]] = {}
+
+    def kept(planned: PlannedBatch) -> dict[str, Any]:
+        if id(planned) not in ready:
+            rows = np.where(planned.rows == FILL, planned.rows[0], planned.rows)
+            ready[id(planned)] = l2.tensors(corpus, rows, bound(planned), lists=False)
+        return ready[id(planned)]
+
+    samples = {name: evenly(batches, size, preset.steps) for name, (batches, size, _) in runs.items()}
+    for planned in samples["L2"]:
+        kept(planned)
+    for name, (_, size, run) in runs.items():  # the first call of each static shape compiles or plans
+        shapes = {size(batch): batch for batch in samples[name]}
+        for batch in shapes.values() if name in ("L2", f"ours {corpus.fast}") and gpu else [samples[name][0]]:
+            run(batch)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in itertools.zip_longest(*samples.values()):
+        for (name, (_, _, run)), batch in zip(runs.items(), turn, strict=True):
+            if batch is not None:
+                started = time.perf_counter()
+                run(batch)
+                times[name].append(time.perf_counter() - started)
+    for name, (batches, size, _) in runs.items():
+        epoch_seconds = statistics.fmean(times[name]) * len(batches)
+        padded = sum(size(batch) * workload.BATCH_SIZE for batch in batches)
+        used = every if batches is plan else np.concatenate(batches)
+        sides[name] = {
+            "utterances_per_second": round(len(used) / epoch_seconds, 3),
+            "epoch_seconds": round(epoch_seconds, 1),
+            "steps_measured": len(times[name]),
+            "steps_per_epoch": len(batches),
+            "padded_over_true_samples": round(padded / float(lengths[used].sum()), 3),
+            **common.spread(times[name]),
+        }
+    sides[f"ours {corpus.fast}"]["compile_seconds"] = round(ours.compile_seconds, 1)
+    return sides
+
+
+def in_groups(rows: np.ndarray) -> list[np.ndarray]:
+    """Consecutive batches."""
+    return [rows[start : start + workload.BATCH_SIZE] for start in range(0, len(rows), workload.BATCH_SIZE)]
+
+
+def group_by_length(lengths: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Batches as the Trainer's length-grouped sampler makes them: sorted within 50 batches drawn at random."""
+    rows = np.random.default_rng(seed).permutation(len(lengths))
+    span = 50 * workload.BATCH_SIZE
+    ordered = [part[np.argsort(-lengths[part])] for part in (rows[i : i + span] for i in range(0, len(rows), span))]
+    return [rows for rows in in_groups(np.concatenate(ordered)) if len(rows) == workload.BATCH_SIZE]
+
+
+def evenly(batches: list, size: Callable[[Any], int], count: int) -> list:
+    """``count`` batches, evenly spread over the batches in the order of their padded lengths."""
+    ordered = sorted(batches, key=size)
+    return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(min(count, len(ordered)))]
+
+
+def to_table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    settings, fixed, epoch = result["settings"], result["step_without_padding"], result["epoch"]
+    here = common.machine()
+    lines = [
+        f"Training wav2vec2-{settings['encoder']} with four heads; {here['processor']}, {here['cores']} cores, "
+        f"{here['device']}; jax {here['jax']}, torch {here['torch']}.",
+        "",
+        f"One batch of {settings['batch']} x {settings['seconds']:g} s without padding, medians of "
+        f"{settings['repeats']}, sides in turns:",
+        "",
+        common.table(
+            ("side", "training step (ms)", "forward (ms)"),
+            [(name, side["step"]["median_ms"], side["forward"]["median_ms"]) for name, side in fixed["sides"].items()],
+        ),
+        "Ours over PyTorch: "
+        + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in fixed.items() if "speedup" in key)
+        + ".",
+        "",
+        f"An epoch over {settings['utterances']} utterances ({settings['lengths']}), {settings['steps']} steps measured:",
+        "",
+        common.table(
+            ("side", "utterances/s", "padded / true", "ours is faster by"),
+            [
+                (name, side["utterances_per_second"], side["padded_over_true_samples"],
+                 round(result["utterances_per_second"] / side["utterances_per_second"], 2))
+                for name, side in epoch.items()
+            ],
+        ),
+        f"Model FLOPs utilisation {100 * result['model_flops_utilisation']:.1f} % of the fastest product measured here.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The reader of XLA's text finds what it is there to find."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_mtlser.training.program_report import lowered_report, part_of, program_report, read_program
+
+SQUARE = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+
+
+def report_of(function, *shapes, **jit):
+    return program_report(jax.jit(function, **jit).lower(*shapes).compile())
+
+
+def test_products_by_type():
+    def function(x, y):
+        low = x.astype(jnp.bfloat16)
+        return jnp.dot(x, y), jnp.dot(low, y.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+
+    report = lowered_report(jax.jit(function).lower(SQUARE, SQUARE))
+    assert report.product_types() == {"f32xf32": 1, "bf16xbf16": 1}
+    (product,) = report.products_of("f32")
+    assert product.op_name.endswith("dot_general")
+
+
+def test_loops_multiply_their_kernels():
+    def step(carry, _):
+        return jnp.sin(carry) @ carry, jnp.sum(carry)
+
+    report = report_of(lambda x: jax.lax.scan(step, x, None, length=7), SQUARE)
+    (loop,) = report.loops
+    assert loop.trips == 7
+    assert loop.kernels_per_trip >= 2  # a product and at least one fusion
+    assert report.num_loop_kernels == 7 * loop.kernels_per_trip
+    assert report.product_types() == {"f32xf32": 7}
+
+
+def test_nested_loops():
+    def inner(carry, _):
+        return jnp.sin(carry) @ carry, None
+
+    def outer(carry, _):
+        return jax.lax.scan(inner, carry, None, length=3)[0] + 1, None
+
+    report = report_of(lambda x: jax.lax.scan(outer, x, None, length=5)[0], SQUARE)
+    assert sorted(loop.trips for loop in report.loops) == [5, 15]
+    assert report.product_types() == {"f32xf32": 15}
+
+
+def test_a_loop_without_a_known_length():
+    report = report_of(lambda x: jax.lax.while_loop(lambda x: jnp.sum(x) > 0, lambda x: x @ x, x), SQUARE)
+    (loop,) = report.loops
+    assert loop.trips is None
+
+
+def test_donated_arguments_are_aliased():
+    add = lambda x, y: x + y
+    assert report_of(add, SQUARE, SQUARE).aliases == frozenset()
+    report = report_of(add, SQUARE, SQUARE, donate_argnums=1)
+    assert report.aliases == {1}
+    assert report.alias_bytes == report.output_bytes == 64 * 64 * 4
+
+
+def test_calls_of_the_host_are_found():
+    def function(x):
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x) + 1
+
+    assert len(report_of(function, SQUARE).host_calls) == 1
+    assert report_of(lambda x: x + 1, SQUARE).host_calls == []
+
+
+def test_moved_bytes_count_only_what_is_read():
+    corpus = jax.ShapeDtypeStruct((1_000_000,), jnp.int16)
+    start = jax.ShapeDtypeStruct((), jnp.int32)
+
+    def function(corpus, start):
+        return jax.lax.dynamic_slice(corpus, (start,), (100,)).astype(jnp.float32) * 2
+
+    report = report_of(function, corpus, start)
+    assert report.num_kernels == 1
+    assert report.bytes_moved == 100 * 2 + 4 + 100 * 4
+    assert report_of(lambda x: x * 2, SQUARE).bytes_moved == 2 * 64 * 64 * 4
+
+
+def test_grouped_convolution_is_found():
+    signal, kernel = jax.ShapeDtypeStruct((2, 50, 8), jnp.float32), jax.ShapeDtypeStruct((3, 2, 8), jnp.float32)
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(1,), padding="SAME", dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=4,
+    )  # fmt: skip
+    assert len(report_of(convolve, signal, kernel).convolutions) == 1
+
+
+def test_text_of_something_else():
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        read_program("func.func @main() {}")
+
+
+def test_parts():
+    layer = "jit(train_step)/jvp(MultitaskModel)/encoder/transformer/transformer._run_layers/EncoderLayer"
+    assert part_of(f"{layer}/attention/query/ri,io->ro/dot_general") == "attention"
+    assert part_of(f"{layer}/attention/Dropout_0/jit(_threefry_fold_in)/add") == "random keys"
+    assert part_of(f"{layer}/add") == "rest of the transformer"
+    assert part_of("jit(train_step)/transpose(jvp(MultitaskModel))/asr_head/logits/dot_general") == "heads"
+    assert part_of("jit(train_step)/jvp()/while/body/add") == "CTC loops"
+    assert part_of("jit(train_step)/transpose(jvp(jit(log_softmax)))/neg") == "losses and input"
+    assert part_of("jit(train_step)/add") == "optimizer"
