@@ -10,7 +10,8 @@ are exact and the same everywhere; they say nothing of time. For the H200 this n
     pip install "jax>=0.11.2" jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm
 
 with one version of jax, jaxlib, plugin and pjrt. There XLA can try nothing out, so it takes its first choice for every
-product (a Triton kernel); on the device some of them go to cuBLAS instead.
+product (a Triton kernel); on the device some of them go to cuBLAS instead. ``--products library`` sends all of them
+there, the other extreme; shapes for which the first choice does not compile (tiny ones) need it.
 """
 
 import argparse
@@ -100,7 +101,7 @@ def main() -> None:
     """Compile what is asked for and write what was counted."""
     arguments = parse()
     if arguments.target == "h200":
-        prepare_cuda()
+        prepare_cuda(arguments.products)
     shape = Shape(
         batch=arguments.batch, seconds=arguments.seconds, precision=arguments.precision,
         freeze=Freeze(arguments.freeze), encoder=arguments.encoder, ctc=arguments.ctc,
@@ -114,8 +115,15 @@ def main() -> None:
         if arguments.text:
             arguments.text.write_text(compiled.as_text())
         jax.clear_caches()
-    result = {"target": arguments.target, "compiler": compiler(arguments.target), "rows": rows}
-    common.write(arguments.output, name_of(arguments.target), result, to_text(arguments.target, rows))
+    result = {
+        "target": arguments.target,
+        "products": arguments.products,
+        "compiler": compiler(arguments.target),
+        "rows": rows,
+    }
+    common.write(
+        arguments.output, name_of(arguments.target), result, to_text(arguments.target, arguments.products, rows)
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -128,6 +136,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--freeze", choices=("nothing", "feature_encoder", "encoder"), default="nothing")
     parser.add_argument("--encoder", choices=("base", "small"), default=Shape.encoder)
     parser.add_argument("--ctc", choices=("own", "optax"), default=Shape.ctc, help="implementation of the CTC loss")
+    parser.add_argument("--products", choices=("triton", "library"), default="triton", help="how the H200 multiplies")
     parser.add_argument("--variant", nargs="+", choices=tuple(VARIANTS), default=["step"], help="rows of the table")
     parser.add_argument("--text", type=Path, help="also write XLA's text of the (last) program to this file")
     return parser.parse_args()
@@ -153,8 +162,11 @@ def _is_installed(package: str) -> bool:
     return True
 
 
-def prepare_cuda() -> None:
+def prepare_cuda(products: str) -> None:
     """Let XLA find the CUDA tools and look for no GPU; before JAX starts.
+
+    Args:
+        products: ``triton``, or ``library`` for cuBLAS.
 
     Raises:
         SystemExit: packages are missing.
@@ -165,6 +177,8 @@ def prepare_cuda() -> None:
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     os.environ["PATH"] = f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"
     flags = f"--xla_gpu_cuda_data_dir={root} --xla_gpu_autotune_level=0"
+    if products == "library":
+        flags += " --xla_gpu_enable_triton_gemm=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     jax.config.update("jax_platforms", "cpu")
 
@@ -282,7 +296,7 @@ def name_of(target: str) -> str:
     return "compiled_step" if target == "h200" else f"compiled_step_{target}"
 
 
-def to_text(target: str, rows: list[dict[str, Any]]) -> str:
+def to_text(target: str, products: str, rows: list[dict[str, Any]]) -> str:
     """The result as Markdown."""
     first = rows[0]["settings"]
     where = "an NVIDIA H200, ahead of time" if target == "h200" else f"this processor ({common.processor()})"
@@ -318,8 +332,10 @@ def to_text(target: str, rows: list[dict[str, Any]]) -> str:
         "\nA kernel is whatever the host launches: fusions, library calls, copies; in a loop, once per iteration. "
         "Moved: operands and results of every kernel, no cache considered. "
     )
-    if target == "h200":
-        text += "Without the device XLA tries nothing out and takes its first choice for every product."
+    if target == "h200" and products == "triton":
+        text += "Without the device XLA tries nothing out and takes its first choice, Triton, for every product."
+    elif target == "h200":
+        text += "All products go to cuBLAS."
     return text.rstrip() + "\n"
 
 

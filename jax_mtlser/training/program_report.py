@@ -68,6 +68,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _OP_NAME = re.compile(r'\bop_name="((?:[^"\\]|\\.)*)"')
 _LIBRARY_PRODUCT = re.compile("gemm|matmul", re.IGNORECASE)
 _LIBRARY_CONVOLUTION = re.compile("conv(?!ert)", re.IGNORECASE)
+_SCRATCH = re.compile(r", [su]8\[(\d+)\]")
 _TARGET = re.compile(r'\bcustom_call_target="([^"]*)"')
 _ALIAS = re.compile(r"\{[\d, ]*\}: \((\d+), \{[\d, ]*\}")
 
@@ -450,6 +451,9 @@ class _Walk:
         match instruction.opcode:
             case opcode if opcode in _PARTIAL_READS:
                 read[0] = written
+            case "custom-call":
+                scratch = _SCRATCH.findall(instruction.result)  # of the library, at most some of it is touched
+                written -= sum(int(size) for size in scratch)
             case "dynamic-update-slice":
                 read[0], written = 0, read[1]
             case opcode if opcode in _FUSIONS:
