@@ -139,11 +139,11 @@ class XlaEvents:
         jax.monitoring.unregister_event_duration_listener(self._add_seconds)
         jax.monitoring.unregister_event_listener(self._count)
 
-    def _add_seconds(self, event: str, seconds: float, **_: object) -> None:
+    def _add_seconds(self, event: str, duration_secs: float, **_: str | int) -> None:
         if "backend_compile" in event:
-            self.seconds += seconds
+            self.seconds += duration_secs
 
-    def _count(self, event: str, **_: object) -> None:
+    def _count(self, event: str, **_: str | int) -> None:
         self.cache_hits += event.endswith("/cache_hits")
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/protocol.py --preset cpu --lengths LENGTHS.npz --output benchmarks/results
 
-One training and one evaluation step of every bucket are timed (medians, buckets in turns, each step waited for), and
-multiplied by the steps that the batch plans of all folds have: training on nine folds, evaluation of the tenth after
-every epoch. Then consecutive steps of a real plan run as the training loop runs them (batches prefetched, metrics
+One training and one evaluation step of every bucket are timed (medians, one bucket after the other, each step waited
+for), and multiplied by the steps that the batch plans of all folds have: training on nine folds, evaluation of the
+tenth after every epoch. Then consecutive steps of a real plan run as the training loop runs them (batches prefetched, metrics
 fetched every few steps), and the seconds they took are compared with the sum of their medians. Compilation, decoding
 and checkpoints are not in the hours.
 """
@@ -164,10 +164,10 @@ def measure(bench: Bench, preset: Preset, folds: Sequence[Fold], lengths: np.nda
     """Times per bucket, the protocol's hours, and the measured slice beside its projection."""
     buckets = bench.steps.buckets
     every = range(len(buckets))
-    train = common.take_turns({str(b): bench.training_step(b) for b in every}, preset.repeats, WARMUPS)
-    evaluation = common.take_turns({str(b): bench.evaluation_step(b) for b in every}, preset.repeats, WARMUPS)
-    train_median = [statistics.median(train[str(b)]) for b in every]
-    evaluation_median = [statistics.median(evaluation[str(b)]) for b in every]
+    train = [repeated(bench.training_step(b), preset.repeats) for b in every]
+    evaluation = [repeated(bench.evaluation_step(b), preset.repeats) for b in every]
+    train_median = [statistics.median(seconds) for seconds in train]
+    evaluation_median = [statistics.median(seconds) for seconds in evaluation]
 
     # Steps per bucket depend on the fold, not on the epoch.
     train_steps = steps_of([plan_epoch(fold.train, buckets, seed=SEED, epoch=0) for fold in folds], len(buckets))
@@ -189,8 +189,8 @@ def measure(bench: Bench, preset: Preset, folds: Sequence[Fold], lengths: np.nda
                 "bound_seconds": round(buckets.bounds[b] / SAMPLE_RATE, 2),
                 "train_steps_per_epoch": round(float(train_steps[b]) / len(folds), 1),
                 "evaluation_steps_per_epoch": round(float(evaluation_steps[b]) / len(folds), 1),
-                "train": common.spread(train[str(b)]),
-                "evaluation": common.spread(evaluation[str(b)]),
+                "train": common.spread(train[b]),
+                "evaluation": common.spread(evaluation[b]),
                 "share_of_training": round(EPOCHS * float(train_steps[b]) * train_median[b] / train_seconds, 3),
             }
             for b in every
@@ -205,11 +205,21 @@ def measure(bench: Bench, preset: Preset, folds: Sequence[Fold], lengths: np.nda
         "true_training_tflop_per_second": float(f"{flops / train_seconds / 1e12:.4g}"),
         "slice": {
             "steps": len(plan),
+            "steps_of_buckets": steps_of([plan], len(buckets)).tolist(),
             "measured_seconds": round(took, 3),
             "projected_seconds": round(projected, 3),
             "measured_over_projected": round(took / projected, 3),
         },
     }
+
+
+def repeated(step: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of the same step, one after the other.
+
+    Not in turns: most steps of an epoch follow one of a similar size, and a short step right behind the longest finds
+    caches and allocator as that one left them.
+    """
+    return common.take_turns({"step": step}, repeats, WARMUPS)["step"]
 
 
 def steps_of(plans: Sequence[Sequence[PlannedBatch]], num_buckets: int) -> np.ndarray:
@@ -248,7 +258,8 @@ def to_table(result: dict[str, Any]) -> str:
              "evaluation (ms)", "share of training"],
             rows,
         ),
-        f"{part['steps']} consecutive steps of a plan, run as in training: {part['measured_seconds']} s; their medians "
+        f"{part['steps']} consecutive steps of a plan ({', '.join(map(str, part['steps_of_buckets']))} of the buckets in "
+        f"this order), run as in training: {part['measured_seconds']} s; their medians "
         f"add up to {part['projected_seconds']} s (ratio {part['measured_over_projected']}).",
     ]) + "\n"  # fmt: skip
 

@@ -177,6 +177,7 @@ def test_protocol(run, few):
     assert hours["training"] == pytest.approx(1_000 * 4 * bucket["train"]["median_ms"] / 3.6e6, abs=1e-3)
     assert hours["total"] == pytest.approx(hours["training"] + hours["evaluation"], abs=2e-3)
     assert result["slice"]["steps"] == 3
+    assert result["slice"]["steps_of_buckets"] == [3]
     assert result["slice"]["measured_seconds"] > 0
     assert f"**{hours['total']} h**" in table
 
