@@ -7,7 +7,6 @@ at a time, into an empty cache. *Cached* is what the next run waits for, with no
 and reading, of which only the last is XLA's. On a GPU the cold seconds include XLA's search for the fastest kernels.
 """
 
-import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,53 +27,24 @@ from jax_mtlser.training.sharding import CompiledSteps
 NAMES = ("train", "eval")
 
 
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """Which programs.
-
-    Attributes:
-        encoder: shape, see :func:`workload.encoder`.
-        seconds: where the buckets end.
-        batch_size: rows.
-    """
-
-    encoder: str
-    seconds: tuple[float, ...]
-    batch_size: int
-
-
 PRESETS = {
-    "cpu": Preset("base", (2.36, 4.94), 2),
-    "gpu": Preset("base", workload.BASE_BOUNDS_SECONDS, workload.BATCH_SIZE),
+    "cpu": workload.Shapes("base", (2.36, 4.94), 2),
+    "gpu": workload.Shapes("base", workload.BASE_BOUNDS_SECONDS, workload.BATCH_SIZE),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compile, write a JSON file and a table."""
     parser = common.parser(__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--encoder", choices=workload.ENCODERS, help="instead of the preset's")
-    parser.add_argument("--seconds", type=float, nargs="+", help="where buckets end, instead of the preset's")
-    parser.add_argument("--batch-size", type=int, help="instead of the preset's")
-    parser.add_argument("--precision", choices=workload.PRECISIONS, default="auto")
+    workload.add_shapes_arguments(parser, PRESETS)
     options = parser.parse_args(arguments)
-    preset = PRESETS[options.preset]
-    name = options.encoder or preset.encoder
-    arch, dtype = workload.encoder(name), workload.compute_dtype(options.precision)
+    shapes = workload.shapes_from(options, PRESETS)
     runtime.tune_allocator()
-    batch_size = options.batch_size or preset.batch_size
-    buckets = workload.fixed_buckets(options.seconds or preset.seconds, arch, batch_size=batch_size)
 
     def steps_for(buckets: Buckets) -> CompiledSteps:
-        return workload.compiled_steps(arch, buckets, dtype)
+        return workload.compiled_steps(shapes.arch, buckets, shapes.dtype)
 
-    result = {
-        "encoder": name,
-        "precision": jax.numpy.dtype(dtype).name,
-        "batch_size": batch_size,
-        "bounds_seconds": [round(bound / SAMPLE_RATE, 2) for bound in buckets.bounds],
-        **measure(steps_for, buckets),
-    }
+    result = {**shapes.stated(), **measure(steps_for, shapes.buckets)}
     common.write(options.output, "compile_time", result, to_table(result))
 
 

@@ -16,15 +16,12 @@ there, the other extreme; shapes for which the first choice does not compile (ti
 
 import argparse
 import collections
-import contextlib
 import dataclasses
-import functools
 import importlib.util
 import os
 import re
 import site
 import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,10 +38,10 @@ from jax.sharding import AxisType, Mesh
 
 from jax_mtlser import runtime
 from jax_mtlser.config import Freeze
+from jax_mtlser.models import products
 from jax_mtlser.training import losses
 from jax_mtlser.training.program_report import Kernel, ProgramReport, part_of, program_report
-from jax_mtlser.training.sharding import CompiledSteps, make_mesh
-from jax_mtlser.training.step import train_step
+from jax_mtlser.training.sharding import make_mesh
 
 H200 = Path(__file__).parent / "h200.txtpb"
 CUDA_PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm")
@@ -205,36 +202,17 @@ def compile_step(shape: Shape, target: str) -> tuple[Any, float]:
     arch = workload.encoder(shape.encoder)
     buckets = workload.fixed_buckets([shape.seconds], arch, batch_size=shape.batch)
     resident = IEMOCAP_SAMPLES if shape.resident else None
-    template = workload.compiled_steps(
+    steps = workload.compiled_steps(
         arch, buckets, jnp.dtype(shape.precision), freeze=shape.freeze, lora_rank=shape.lora_rank, remat=shape.remat,
         scan_layers=shape.scan_layers, accumulation_steps=shape.accumulation_steps, resident_samples=resident,
+        plain=shape.plain, mesh=mesh_of(target),
     )  # fmt: skip
-    spec = dataclasses.replace(template.spec, plain=shape.plain)
-    steps = CompiledSteps(spec, buckets, mesh_of(target), resident_samples=resident)
-    with formulations(target, shape.ctc):
+    ctc_loss = optax.ctc_loss if shape.ctc == "optax" else losses.ctc_loss
+    platform = "gpu" if target == "h200" else "cpu"
+    with products.formulation(platform=platform), mock.patch.object(losses, "ctc_loss", ctc_loss):
         started = time.perf_counter()
-        compiled = lower(steps).compile()
+        compiled = steps.lower("train", 0, workload.knobs()).compile()
         return compiled, time.perf_counter() - started
-
-
-@contextlib.contextmanager
-def formulations(target: str, ctc: str) -> Iterator[None]:
-    """Let the model choose what it would choose where the target is the default backend."""
-    with contextlib.ExitStack() as stack:
-        if target == "h200":
-            stack.enter_context(mock.patch.object(jax, "default_backend", return_value="gpu"))
-        if ctc == "optax":
-            stack.enter_context(mock.patch.object(losses, "ctc_loss", optax.ctc_loss))
-        yield
-
-
-def lower(steps: CompiledSteps) -> Any:
-    """The training program of the first bucket, traced as :meth:`CompiledSteps.compile` does it."""
-    knobs = steps._replicated_shapes(workload.knobs())
-    corpus = jax.ShapeDtypeStruct((steps._resident_samples or 1,), jnp.int16, sharding=steps.replicated)
-    function = functools.partial(train_step, steps.spec, steps.buckets.bounds[0])
-    jitted = jax.jit(function, donate_argnums=0, out_shardings=steps.replicated)
-    return jitted.lower(steps.state_shapes(), steps._batch_shapes(0), knobs, corpus)
 
 
 # --- Figures ---------------------------------------------------------------------------------------------

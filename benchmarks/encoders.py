@@ -8,14 +8,12 @@ medians are quoted. PyTorch runs eagerly with its default attention; compilation
 ``test``.
 """
 
-import argparse
 import gc
 import json
-import platform
 import statistics
 import time
-from pathlib import Path
 
+import common
 import jax
 import numpy as np
 import torch
@@ -44,8 +42,7 @@ ENCODERS = {
 
 def main() -> None:
     """Measure every encoder and write a JSON file and a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser = common.parser(__doc__)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=5)
@@ -57,7 +54,7 @@ def main() -> None:
         "benchmark": "encoders",
         "settings": {"batch": arguments.batch, "seconds": arguments.seconds, "repeats": arguments.repeats,
                      "precision": "float32"},
-        "machine": {"processor": processor(), "threads": torch.get_num_threads(), "device": str(jax.devices()[0])},
+        "machine": {"processor": common.processor(), "threads": torch.get_num_threads(), "device": str(jax.devices()[0])},
         "versions": {**runtime.versions(), "torch": torch.__version__},
         "encoders": rows,
     }  # fmt: skip
@@ -100,13 +97,7 @@ def measure(name: str, batch: int, seconds: float, repeats: int) -> dict[str, fl
         model.zero_grad()
         model(theirs_input).last_hidden_state.sum().backward()
 
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for repeat in range(repeats + 1):
-        for side, run in (("ours", ours_step), ("theirs", theirs_step)):
-            started = time.perf_counter()
-            run()
-            if repeat > 0:  # the first of each warms up
-                times[side].append(time.perf_counter() - started)
+    times = common.take_turns({"ours": ours_step, "theirs": theirs_step}, repeats)
     medians = {side: statistics.median(values) for side, values in times.items()}
     row = {
         "encoder": name,
@@ -135,14 +126,6 @@ def import_from(model: torch.nn.Module):
         params, _ = encoder_parameters(opened.weights, opened.arch)
     whisper = model.config.model_type == "whisper"
     return speech_encoder(opened.arch, EncoderOptions(hf_compat=whisper)), jax.device_put(params)
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def to_table(result: dict) -> str:

@@ -7,11 +7,11 @@ features. It is the baseline that fine-tuning has to beat under the same protoco
 tested utterances, so it is an optimistic figure; the concatenation of all layers is not. Needs the extra ``test``.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+import common
 import jax
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -35,12 +35,11 @@ from jax_mtlser.models.transformer import EncoderOptions
 
 def main() -> None:
     """Extract, fit, write a JSON file and a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="folder with metadata.csv, or a CSV table")
     parser.add_argument("--checkpoint", required=True, help="encoder, as for --config.model.encoder.checkpoint")
     parser.add_argument("--group-column", default="speaker")
     parser.add_argument("--inverse-regularisation", type=float, default=0.01)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     runtime.tune_allocator()
 
@@ -66,15 +65,11 @@ def main() -> None:
     stem = arguments.output / f"frozen_probe_{manifest.name}_{result['checkpoint']}"
     arguments.output.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    table = [
-        f"{result['checkpoint']} on {manifest.name}, {result['protocol']}",
-        "",
-        "| input | WA | UA |",
-        "| --- " * 3 + "|",
-    ]
-    table += [f"| {row['input']} | {100 * row['wa']:.1f} | {100 * row['ua']:.1f} |" for row in rows]
-    stem.with_suffix(".md").write_text("\n".join(table) + "\n")
-    print("\n".join(table))
+    lines = [[row["input"], f"{100 * row['wa']:.1f}", f"{100 * row['ua']:.1f}"] for row in rows]
+    text = f"{result['checkpoint']} on {manifest.name}, {result['protocol']}\n\n"
+    text += common.table(["input", "WA", "UA"], lines)
+    stem.with_suffix(".md").write_text(text)
+    print(text)
 
 
 def extract(corpus: Path, checkpoint: str) -> tuple[Any, np.ndarray]:

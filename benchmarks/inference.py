@@ -11,23 +11,21 @@ cost columns are given per length: operations with "1 MAC = 2 FLOP", and millise
 """
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import common
-import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import workload
-from train_step import Corpus, Theirs, in_groups
+from train_step import Corpus, Ours, Theirs, in_groups
 
 from jax_mtlser import runtime
 from jax_mtlser.data.audio import SAMPLE_RATE
-from jax_mtlser.data.batch_plan import PlannedBatch, plan_in_order
-from jax_mtlser.data.batches import BatchSource
+from jax_mtlser.data.batch_plan import plan_in_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,35 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common.write(options.output, f"inference_{options.preset}", result, to_table(result))
 
 
-class Evaluation:
-    """The package's evaluation program over a corpus' shapes."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self.source = BatchSource(corpus.audio, corpus.targets, corpus.buckets, on_device=True)
-        resident = self.source.resident_corpus()
-        self.steps = workload.compiled_steps(
-            corpus.arch, corpus.buckets, getattr(jnp, corpus.fast), resident_samples=len(resident)
-        )
-        self.steps.compile(workload.knobs(), names=("eval",))
-        self.params, self.corpus = self.steps.init_params(0), self.steps.put(resident)
-
-    def __call__(self, planned: PlannedBatch) -> None:
-        batch = self.steps.put_batch(self.source.get(planned))
-        jax.block_until_ready(self.steps.evaluate(planned.bucket, self.params, batch, self.corpus).emotion)
-
-
-def their_forward(theirs: Theirs, corpus: Corpus, rows: np.ndarray) -> Callable[[], None]:
-    """One evaluation of a batch on the device, padded to its longest."""
-    tensors = theirs.tensors(corpus, rows, None, lists=False)
-    theirs.eval()
-
-    def run() -> None:
-        with torch.inference_mode(), torch.autocast(theirs.device_name, torch.bfloat16, enabled=theirs.autocast):
-            theirs.forward_loss(tensors["audio"], tensors["frames"], tensors["classes"])
-        if theirs.device_name == "cuda":
-            torch.cuda.synchronize()
-
-    return run
+def evaluation_of(theirs: Theirs, corpus: Corpus, rows: np.ndarray) -> Callable[[], None]:
+    """One evaluation of a batch that is on the device, padded to its longest."""
+    return functools.partial(theirs.evaluate, theirs.tensors(corpus, rows, None, lists=False))
 
 
 def their_sides(corpus: Corpus) -> dict[str, Theirs]:
@@ -122,11 +94,11 @@ def latency(encoder: str, preset: Preset) -> list[dict[str, Any]]:
     corpus = Corpus.create(lengths, encoder)
     buckets = workload.buckets_for(lengths, corpus.targets, corpus.arch, num_buckets=len(lengths), batch_size=1)
     corpus = dataclasses.replace(corpus, buckets=buckets)
-    ours, theirs = Evaluation(corpus), their_sides(corpus)
+    ours, theirs = Ours(corpus, corpus.fast, ("eval",)), their_sides(corpus)
     rows = []
     for row, planned in enumerate(plan_in_order(np.arange(len(lengths)), buckets)):
-        sides: dict[str, Callable[[], None]] = {f"ours {corpus.fast}": lambda planned=planned: ours(planned)}
-        sides |= {name: their_forward(side, corpus, np.array([row])) for name, side in theirs.items()}
+        sides: dict[str, Callable[[], None]] = {f"ours {corpus.fast}": lambda planned=planned: ours.evaluate(planned)}
+        sides |= {name: evaluation_of(side, corpus, np.array([row])) for name, side in theirs.items()}
         times = common.take_turns(sides, preset.repeats, warmups=2)
         medians = {name: statistics.median(values) for name, values in times.items()}
         rows.append(
@@ -146,14 +118,14 @@ def latency(encoder: str, preset: Preset) -> list[dict[str, Any]]:
 
 def throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, float]]:
     """All utterances in batches of 8: ours in buckets, PyTorch sorted by length and padded to the longest."""
-    ours, plan = Evaluation(corpus), plan_in_order(np.arange(len(corpus.audio)), corpus.buckets)
+    ours, plan = Ours(corpus, corpus.fast, ("eval",)), plan_in_order(np.arange(len(corpus.audio)), corpus.buckets)
     runs: dict[str, list[Callable[[], None]]] = {
-        f"ours {corpus.fast}": [lambda planned=planned: ours(planned) for planned in plan]
+        f"ours {corpus.fast}": [lambda planned=planned: ours.evaluate(planned) for planned in plan]
     }
     ordered = in_groups(np.argsort(corpus.audio.lengths, kind="stable"))
     for name, side in their_sides(corpus).items():
         if "compiled" not in name:  # a program per length would compile for hours
-            runs[name] = [their_forward(side, corpus, rows) for rows in ordered]
+            runs[name] = [evaluation_of(side, corpus, rows) for rows in ordered]
 
     def whole(calls: list[Callable[[], None]]) -> Callable[[], None]:
         return lambda: [call() for call in calls] and None

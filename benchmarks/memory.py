@@ -14,13 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import common
-import jax
 import workload
-from jax.typing import DTypeLike
 
 from jax_mtlser.config import Freeze
 from jax_mtlser.data.audio import SAMPLE_RATE
-from jax_mtlser.data.batch_plan import Buckets
 from jax_mtlser.models.flops import training_macs
 
 LORA_RANK = 8
@@ -46,70 +43,41 @@ VARIANTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """Which programs.
-
-    Attributes:
-        encoder: shape, see :func:`workload.encoder`.
-        seconds: where the buckets end.
-        batch_size: rows.
-    """
-
-    encoder: str
-    seconds: tuple[float, ...]
-    batch_size: int
-
-
 PRESETS = {
-    "cpu": Preset("base", (2.36, 4.94), workload.BATCH_SIZE),
-    "gpu": Preset("base", (2.36, 4.94, 12.18, 34.14), workload.BATCH_SIZE),
+    "cpu": workload.Shapes("base", (2.36, 4.94), workload.BATCH_SIZE),
+    "gpu": workload.Shapes("base", (2.36, 4.94, 12.18, 34.14), workload.BATCH_SIZE),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compile, ask, write a JSON file and a table."""
     parser = common.parser(__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--encoder", choices=workload.ENCODERS, help="instead of the preset's")
-    parser.add_argument("--seconds", type=float, nargs="+", help="where buckets end, instead of the preset's")
-    parser.add_argument("--batch-size", type=int, help="instead of the preset's")
+    workload.add_shapes_arguments(parser, PRESETS)
     parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=list(VARIANTS))
-    parser.add_argument("--precision", choices=workload.PRECISIONS, default="auto")
     options = parser.parse_args(arguments)
-    preset = PRESETS[options.preset]
-    name = options.encoder or preset.encoder
-    arch, dtype = workload.encoder(name), workload.compute_dtype(options.precision)
-    batch_size = options.batch_size or preset.batch_size
-    buckets = workload.fixed_buckets(options.seconds or preset.seconds, arch, batch_size=batch_size)
-    rows = [
-        {"variant": variant, **row}
-        for variant in options.variants
-        for row in measure(name, buckets, dtype, VARIANTS[variant])
-    ]
+    shapes = workload.shapes_from(options, PRESETS)
+    rows = [{"variant": variant, **row} for variant in options.variants for row in measure(shapes, VARIANTS[variant])]
     result = {
-        "encoder": name,
-        "precision": jax.numpy.dtype(dtype).name,
-        "batch_size": batch_size,
-        "bounds_seconds": [round(bound / SAMPLE_RATE, 2) for bound in buckets.bounds],
+        **shapes.stated(),
         "training_gflop": [
-            round(2e-9 * batch_size * sum(training_macs(arch, bound).values()), 1) for bound in buckets.bounds
+            round(2e-9 * shapes.batch_size * sum(training_macs(shapes.arch, bound).values()), 1)
+            for bound in shapes.buckets.bounds
         ],
         "megabytes": rows,
     }
     common.write(options.output, "memory", result, to_table(result))
 
 
-def measure(name: str, buckets: Buckets, dtype: DTypeLike, variant: Variant) -> list[dict[str, Any]]:
+def measure(shapes: workload.Shapes, variant: Variant) -> list[dict[str, Any]]:
     """Megabytes of the training step of every bucket."""
     steps = workload.compiled_steps(
-        workload.encoder(name), buckets, dtype,
+        shapes.arch, shapes.buckets, shapes.dtype,
         freeze=variant.freeze, lora_rank=variant.lora_rank, remat=variant.remat, scan_layers=variant.scan_layers,
     )  # fmt: skip
     steps.compile(workload.knobs(), names=("train",))
     rows = []
-    for bucket, bound in enumerate(buckets.bounds):
-        planned = workload.program(steps, "train", bucket).memory_analysis()
+    for bucket, bound in enumerate(steps.buckets.bounds):
+        planned = steps.program("train", bucket).memory_analysis()
         parts = {
             "temporary": planned.temp_size_in_bytes,
             "arguments": planned.argument_size_in_bytes,

@@ -121,8 +121,7 @@ class Corpus:
         arch = dataclasses.replace(workload.encoder(encoder), layerdrop=0.0, apply_spec_augment=False)
         audio, targets = workload.synthetic_audio(lengths), workload.targets(lengths)
         buckets = workload.buckets_for(lengths, targets, arch)
-        low = jax.default_backend() != "cpu" or runtime.has_bfloat16_products()
-        return cls(arch, audio, targets, buckets, "bfloat16" if low else "float32")
+        return cls(arch, audio, targets, buckets, jnp.dtype(workload.compute_dtype("auto")).name)
 
     def macs(self, num_samples: int) -> float:
         """Multiply-accumulates of the encoder's forward pass."""
@@ -142,17 +141,17 @@ def matmul_rate(dtype: Any) -> float:
 
 
 class Ours:
-    """The package's training step; states of two compute types do not share memory."""
+    """The package's training and evaluation steps over a corpus' shapes, with the corpus on the device."""
 
-    def __init__(self, corpus: Corpus, buckets: Any, dtype: str) -> None:
-        self.source = BatchSource(corpus.audio, corpus.targets, buckets, on_device=True)
+    def __init__(self, corpus: Corpus, dtype: str, names: Sequence[str]) -> None:
+        self.source = BatchSource(corpus.audio, corpus.targets, corpus.buckets, on_device=True)
         resident = self.source.resident_corpus()
         self.steps: CompiledSteps = workload.compiled_steps(
-            corpus.arch, buckets, getattr(jnp, dtype), resident_samples=len(resident)
+            corpus.arch, corpus.buckets, getattr(jnp, dtype), resident_samples=len(resident)
         )
         started = time.perf_counter()
         self.knobs = self.steps.put(workload.knobs())
-        self.steps.compile(workload.knobs(), names=("train",))
+        self.steps.compile(workload.knobs(), names=names)
         self.compile_seconds = time.perf_counter() - started
         self.corpus = self.steps.put(resident)
         self.state = workload.initial_state(self.steps)
@@ -161,6 +160,10 @@ class Ours:
         batch = self.steps.put_batch(self.source.get(planned))
         self.state, metrics = self.steps.train(planned.bucket, self.state, batch, self.knobs, self.corpus)
         jax.block_until_ready(metrics.loss)
+
+    def evaluate(self, planned: PlannedBatch) -> None:
+        batch = self.steps.put_batch(self.source.get(planned))
+        jax.block_until_ready(self.steps.evaluate(planned.bucket, self.state.params, batch, self.corpus).emotion)
 
 
 class Theirs(torch.nn.Module):
@@ -215,6 +218,14 @@ class Theirs(torch.nn.Module):
         if self.device_name == "cuda":
             torch.cuda.synchronize()
 
+    def evaluate(self, tensors: dict[str, Any]) -> None:
+        self.eval()
+        with torch.inference_mode(), torch.autocast(self.device_name, torch.bfloat16, enabled=self.autocast):
+            self.forward_loss(tensors["audio"], tensors["frames"], tensors["classes"])
+        if self.device_name == "cuda":
+            torch.cuda.synchronize()
+        self.train()
+
     def tensors(self, corpus: Corpus, rows: np.ndarray, padded: int | None, *, lists: bool) -> dict[str, Any]:
         """A batch: by the feature extractor from Python lists, or from arrays."""
         clips = [corpus.audio[int(row)].astype(np.float32) / 32768 for row in rows]
@@ -253,26 +264,23 @@ def step_without_padding(corpus: Corpus, preset: Preset) -> dict[str, Any]:
     """Forward pass (evaluation) and whole training step, all rows of the same length."""
     samples = round(preset.seconds * SAMPLE_RATE)
     lengths = np.full(preset.batch, samples)
-    flat = dataclasses.replace(corpus, audio=workload.synthetic_audio(lengths), targets=workload.targets(lengths))
-    buckets = workload.buckets_for(lengths, flat.targets, flat.arch, num_buckets=1, batch_size=preset.batch)
+    targets = workload.targets(lengths)
+    buckets = workload.buckets_for(lengths, targets, corpus.arch, num_buckets=1, batch_size=preset.batch)
+    flat = dataclasses.replace(corpus, audio=workload.synthetic_audio(lengths), targets=targets, buckets=buckets)
     planned, rows = PlannedBatch(0, np.arange(preset.batch)), np.arange(preset.batch)
     training: dict[str, Callable[[], object]] = {}
     forward: dict[str, Callable[[], object]] = {}
     compile_seconds = {}
     for dtype in dict.fromkeys(("float32", corpus.fast)):
-        ours = Ours(flat, buckets, dtype)
-        ours.steps.compile(workload.knobs(), names=("eval",))
+        ours = Ours(flat, dtype, ("train", "eval"))
         compile_seconds[f"ours {dtype}"] = round(ours.compile_seconds, 1)
-        batch = ours.steps.put_batch(ours.source.get(planned))
         training[f"ours {dtype}"] = lambda ours=ours: ours.step(planned)
-        forward[f"ours {dtype}"] = lambda ours=ours, batch=batch: jax.block_until_ready(
-            ours.steps.evaluate(0, ours.state.params, batch, ours.corpus).emotion
-        )
+        forward[f"ours {dtype}"] = lambda ours=ours: ours.evaluate(planned)
     for name, autocast in (("PyTorch float32", False), ("PyTorch bfloat16", True)):
         theirs = Theirs(flat, autocast=autocast)
         tensors = theirs.tensors(flat, rows, None, lists=False)
         training[name] = lambda theirs=theirs, tensors=tensors: theirs.step(tensors)
-        forward[name] = lambda theirs=theirs, tensors=tensors: _forward(theirs, tensors)
+        forward[name] = lambda theirs=theirs, tensors=tensors: theirs.evaluate(tensors)
     steps = common.take_turns(training, preset.repeats)
     forwards = common.take_turns(forward, preset.repeats)
     sides = {name: {"step": common.spread(steps[name]), "forward": common.spread(forwards[name])} for name in training}
@@ -285,33 +293,22 @@ def step_without_padding(corpus: Corpus, preset: Preset) -> dict[str, Any]:
     return {"sides": sides, **ratios, "compile_seconds": compile_seconds}
 
 
-def _forward(theirs: Theirs, tensors: dict[str, Any]) -> None:
-    theirs.eval()
-    with torch.inference_mode(), torch.autocast(theirs.device_name, torch.bfloat16, enabled=theirs.autocast):
-        theirs.loss(tensors["audio"], tensors["frames"], tensors["classes"])
-    if theirs.device_name == "cuda":
-        torch.cuda.synchronize()
-    theirs.train()
-
-
 def epoch_throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, float]]:
     """Utterances per second of an epoch, for every side, from a sample of its steps."""
     lengths = corpus.audio.lengths
     every = np.arange(len(lengths))
     plan = plan_epoch(every, corpus.buckets, seed=0, epoch=0)
     bound = lambda planned: corpus.buckets.bounds[planned.bucket]
-    random = [
-        rows for rows in in_groups(np.random.default_rng(0).permutation(every)) if len(rows) == workload.BATCH_SIZE
-    ]
-    grouped = group_by_length(lengths, seed=0)
+    random = in_groups(np.random.default_rng(0).permutation(every))
+    order = np.random.default_rng(0).permutation(every)
+    grouped = in_groups(workload.length_grouped(lengths, workload.BATCH_SIZE, order))
     longest = lambda rows: int(lengths[rows].max())
 
-    # One side lives at a time, for their memory's sake; the machine's drift between them is small beside the ratios.
     sides: dict[str, dict[str, float]] = {}
     l0, l1 = Theirs(corpus, autocast=False), Theirs(corpus, autocast=True)
     gpu = torch.cuda.is_available()
     l2 = Theirs(corpus, autocast=True, compiled=gpu)
-    ours = Ours(corpus, corpus.buckets, corpus.fast)
+    ours = Ours(corpus, corpus.fast, ("train",))
     runs: dict[str, tuple[list, Callable[[Any], int], Callable[[Any], None]]] = {
         "L0": (random, longest, lambda rows: l0.step(l0.tensors(corpus, rows, None, lists=True))),
         "L1": (grouped, longest, lambda rows: l1.step(l1.tensors(corpus, rows, None, lists=False))),
@@ -342,14 +339,14 @@ def epoch_throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, floa
                 times[name].append(time.perf_counter() - started)
     for name, (batches, size, _) in runs.items():
         epoch_seconds = statistics.fmean(times[name]) * len(batches)
-        padded = sum(size(batch) * workload.BATCH_SIZE for batch in batches)
-        used = every if batches is plan else np.concatenate(batches)
+        rows_of = (lambda batch: len(batch.rows)) if batches is plan else len
+        padded = sum(size(batch) * rows_of(batch) for batch in batches)
         sides[name] = {
-            "utterances_per_second": round(len(used) / epoch_seconds, 3),
+            "utterances_per_second": round(len(every) / epoch_seconds, 3),
             "epoch_seconds": round(epoch_seconds, 1),
             "steps_measured": len(times[name]),
             "steps_per_epoch": len(batches),
-            "padded_over_true_samples": round(padded / float(lengths[used].sum()), 3),
+            "padded_over_true_samples": round(padded / float(lengths.sum()), 3),
             **common.spread(times[name]),
         }
     sides[f"ours {corpus.fast}"]["compile_seconds"] = round(ours.compile_seconds, 1)
@@ -357,16 +354,8 @@ def epoch_throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, floa
 
 
 def in_groups(rows: np.ndarray) -> list[np.ndarray]:
-    """Consecutive batches."""
+    """Consecutive batches; the last may be smaller."""
     return [rows[start : start + workload.BATCH_SIZE] for start in range(0, len(rows), workload.BATCH_SIZE)]
-
-
-def group_by_length(lengths: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Batches as the Trainer's length-grouped sampler makes them: sorted within 50 batches drawn at random."""
-    rows = np.random.default_rng(seed).permutation(len(lengths))
-    span = 50 * workload.BATCH_SIZE
-    ordered = [part[np.argsort(-lengths[part])] for part in (rows[i : i + span] for i in range(0, len(rows), span))]
-    return [rows for rows in in_groups(np.concatenate(ordered)) if len(rows) == workload.BATCH_SIZE]
 
 
 def evenly(batches: list, size: Callable[[Any], int], count: int) -> list:

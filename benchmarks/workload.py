@@ -5,12 +5,13 @@ Noise does: no benchmark here looks at accuracy, and speed depends on shapes alo
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily, Wav2Vec2Architecture
@@ -33,7 +34,9 @@ __all__ = [
     "BATCH_SIZE",
     "ENCODERS",
     "PRECISIONS",
+    "Shapes",
     "add_lengths_arguments",
+    "add_shapes_arguments",
     "base_architecture",
     "buckets_for",
     "chosen",
@@ -49,7 +52,7 @@ __all__ = [
     "lengths_from",
     "lengths_name",
     "one_bucket",
-    "program",
+    "shapes_from",
     "small_architecture",
     "synthetic_audio",
     "targets",
@@ -188,14 +191,14 @@ def chosen(targets: Targets, rows: np.ndarray) -> Targets:
 # --- Encoders --------------------------------------------------------------------------------------------
 
 
-def base_architecture(*, regularised: bool = True) -> Wav2Vec2Architecture:
-    """wav2vec2-base; without dropout, LayerDrop and SpecAugment on request."""
-    return Wav2Vec2Architecture() if regularised else _without_regularisation(Wav2Vec2Architecture())
+def base_architecture() -> Wav2Vec2Architecture:
+    """wav2vec2-base."""
+    return Wav2Vec2Architecture()
 
 
-def small_architecture(*, regularised: bool = True) -> Wav2Vec2Architecture:
+def small_architecture() -> Wav2Vec2Architecture:
     """The operations of wav2vec2-base at a fraction of the work: an IEMOCAP step takes under a second on two cores."""
-    arch = Wav2Vec2Architecture(
+    return Wav2Vec2Architecture(
         hidden_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -204,12 +207,11 @@ def small_architecture(*, regularised: bool = True) -> Wav2Vec2Architecture:
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,
     )
-    return arch if regularised else _without_regularisation(arch)
 
 
-def tiny_architecture(*, regularised: bool = True) -> Wav2Vec2Architecture:
+def tiny_architecture() -> Wav2Vec2Architecture:
     """Compiles in seconds: to try a benchmark out, not to measure."""
-    arch = Wav2Vec2Architecture(
+    return Wav2Vec2Architecture(
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -220,26 +222,18 @@ def tiny_architecture(*, regularised: bool = True) -> Wav2Vec2Architecture:
         num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=2,
     )
-    return arch if regularised else _without_regularisation(arch)
 
 
-def encoder(name: str, *, regularised: bool = True) -> Wav2Vec2Architecture:
+def encoder(name: str) -> Wav2Vec2Architecture:
     """The architecture that one of :data:`ENCODERS` names."""
     match name:
         case "base":
-            return base_architecture(regularised=regularised)
+            return base_architecture()
         case "small":
-            return small_architecture(regularised=regularised)
+            return small_architecture()
         case "tiny":
-            return tiny_architecture(regularised=regularised)
+            return tiny_architecture()
     raise ValueError(f"encoder {name!r} is not one of {', '.join(ENCODERS)}")
-
-
-def _without_regularisation(arch: Wav2Vec2Architecture) -> Wav2Vec2Architecture:
-    return dataclasses.replace(
-        arch, hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0,
-        final_dropout=0.0, layerdrop=0.0, apply_spec_augment=False,
-    )  # fmt: skip
 
 
 # --- Shapes and programs ---------------------------------------------------------------------------------
@@ -290,6 +284,62 @@ def one_bucket(buckets: Buckets, bucket: int) -> Buckets:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Which programs a benchmark of programs compiles.
+
+    Attributes:
+        encoder: one of :data:`ENCODERS`.
+        seconds: where the buckets end.
+        batch_size: rows.
+        precision: one of :data:`PRECISIONS`.
+    """
+
+    encoder: str
+    seconds: tuple[float, ...]
+    batch_size: int
+    precision: str = "auto"
+
+    @property
+    def arch(self) -> Wav2Vec2Architecture:
+        """Of the encoder."""
+        return encoder(self.encoder)
+
+    @property
+    def dtype(self) -> DTypeLike:
+        """Compute type."""
+        return compute_dtype(self.precision)
+
+    @property
+    def buckets(self) -> Buckets:
+        """See :func:`fixed_buckets`."""
+        return fixed_buckets(self.seconds, self.arch, batch_size=self.batch_size)
+
+    def stated(self) -> dict[str, Any]:
+        """What a result says of them."""
+        return {
+            "encoder": self.encoder,
+            "precision": jnp.dtype(self.dtype).name,
+            "batch_size": self.batch_size,
+            "bounds_seconds": [round(bound / SAMPLE_RATE, 2) for bound in self.buckets.bounds],
+        }
+
+
+def add_shapes_arguments(parser: argparse.ArgumentParser, presets: Mapping[str, Shapes]) -> None:
+    """``--preset``, and what may differ from it."""
+    parser.add_argument("--preset", choices=presets, default="cpu")
+    parser.add_argument("--encoder", choices=ENCODERS, help="instead of the preset's")
+    parser.add_argument("--seconds", type=float, nargs="+", help="where buckets end, instead of the preset's")
+    parser.add_argument("--batch-size", type=int, help="instead of the preset's")
+    parser.add_argument("--precision", choices=PRECISIONS, help="instead of the preset's")
+
+
+def shapes_from(options: argparse.Namespace, presets: Mapping[str, Shapes]) -> Shapes:
+    """The preset with what was given instead."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Shapes)}
+    return dataclasses.replace(presets[options.preset], **{name: value for name, value in given.items() if value})
+
+
 def compute_dtype(precision: str) -> DTypeLike:
     """``float32``, ``bfloat16``, or ``auto``: what a run on this machine would take."""
     return experiment.compute_dtype(Precision(precision))
@@ -306,7 +356,8 @@ def compiled_steps(
     scan_layers: bool = False,
     resident_samples: int | None = None,
     accumulation_steps: int = 1,
-    data_devices: int = 1,
+    plain: bool = False,
+    mesh: Mesh | None = None,
 ) -> CompiledSteps:
     """Training and evaluation of the four-task model with the paper's optimizer; ``compile(knobs())`` compiles it.
 
@@ -317,7 +368,8 @@ def compiled_steps(
         freeze, lora_rank, remat, scan_layers: see :class:`~jax_mtlser.config.EncoderConfig`.
         resident_samples: length of the corpus on the device; None when batches bring their samples.
         accumulation_steps: parts of a batch.
-        data_devices: devices that share each batch.
+        plain: see :class:`~jax_mtlser.config.TrainingConfig`.
+        mesh: devices; None for one of this machine's.
     """
     model = MultitaskModel(
         arch,
@@ -336,13 +388,9 @@ def compiled_steps(
         normalize_waveform=arch.family is not EncoderFamily.WHISPER,
         freeze=freeze,
         accumulation_steps=accumulation_steps,
+        plain=plain,
     )
-    return CompiledSteps(spec, buckets, make_mesh(data_devices), resident_samples=resident_samples)
-
-
-def program(steps: CompiledSteps, name: str, bucket: int) -> Any:
-    """The compiled program itself, for what XLA says about it."""
-    return steps._programs[name, bucket]
+    return CompiledSteps(spec, buckets, mesh or make_mesh(1), resident_samples=resident_samples)
 
 
 def knobs(total_steps: int = 1_000) -> Knobs:

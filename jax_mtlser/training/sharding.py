@@ -1,6 +1,7 @@
 """Mesh and compilation: where each array lies, which are donated, and one executable per bucket."""
 
 import concurrent.futures
+import contextvars
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -60,6 +61,7 @@ class CompiledSteps:
         self.by_row = NamedSharding(mesh, PartitionSpec("data"))
         self.seconds: dict[tuple[str, int], float] = {}
         self._resident_samples = resident_samples
+        self._state_shapes: TrainState | None = None
         self._programs: dict[tuple[str, int], Any] = {}
         self.init_state = jax.jit(functools.partial(create_state, spec), out_shardings=self.replicated)
 
@@ -76,7 +78,10 @@ class CompiledSteps:
 
     def state_shapes(self) -> TrainState:
         """Shape, type and sharding of every array of a state: what is compiled for and what is restored."""
-        return self._replicated_shapes(jax.eval_shape(lambda: self.init_state(self.init_params(0), 0)))
+        if self._state_shapes is None:
+            shapes = jax.eval_shape(lambda: self.init_state(self.init_params(0), 0))
+            self._state_shapes = self._replicated_shapes(shapes)
+        return self._state_shapes
 
     def compile(
         self,
@@ -92,31 +97,46 @@ class CompiledSteps:
             names: ``train``, ``eval`` or both.
             progress: called with (name, bucket, seconds) after each program.
         """
-        state, knobs = self.state_shapes(), self._replicated_shapes(knobs)
-        corpus = jax.ShapeDtypeStruct((self._resident_samples or 1,), jnp.int16, sharding=self.replicated)
 
-        def build(name: str, bucket: int) -> tuple[str, int, float]:
+        def build(key: tuple[str, int]) -> tuple[str, int, float]:
+            name, bucket = key
             started = time.perf_counter()
-            batch, bound = self._batch_shapes(bucket), self.buckets.bounds[bucket]
-            if name == "train":
-                function = functools.partial(train_step, self.spec, bound)
-                jitted = jax.jit(function, donate_argnums=0, out_shardings=self.replicated)
-                program = jitted.lower(state, batch, knobs, corpus).compile()
-            else:
-                jitted = jax.jit(functools.partial(eval_step, self.spec, bound), out_shardings=self.replicated)
-                program = jitted.lower(state.params, batch, corpus).compile()
-            self._programs[name, bucket] = program
+            self._programs[name, bucket] = self.lower(name, bucket, knobs).compile()
             self.seconds[name, bucket] = time.perf_counter() - started
             return name, bucket, self.seconds[name, bucket]
 
         every = [(name, bucket) for bucket in range(len(self.buckets)) for name in names]
         wanted = [key for key in every if key not in self._programs]
+        self.state_shapes()  # once, before threads ask for it
         # XLA compiles outside the interpreter lock; more than two at once only costs memory.
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            for future in concurrent.futures.as_completed([pool.submit(build, *key) for key in wanted]):
+            # Threads start without the caller's context variables, and products.formulation() is one.
+            futures = [pool.submit(contextvars.copy_context().run, build, key) for key in wanted]
+            for future in concurrent.futures.as_completed(futures):
                 done = future.result()
                 if progress:
                     progress(*done)
+
+    def lower(self, name: str, bucket: int, knobs: Any) -> Any:
+        """The traced program of a bucket, as it is handed to XLA.
+
+        Args:
+            name: ``train`` or ``eval``.
+            bucket: its shape.
+            knobs: their values do not matter; not used for ``eval``.
+        """
+        state, batch, bound = self.state_shapes(), self._batch_shapes(bucket), self.buckets.bounds[bucket]
+        corpus = jax.ShapeDtypeStruct((self._resident_samples or 1,), jnp.int16, sharding=self.replicated)
+        if name == "train":
+            function = functools.partial(train_step, self.spec, bound)
+            jitted = jax.jit(function, donate_argnums=0, out_shardings=self.replicated)
+            return jitted.lower(state, batch, self._replicated_shapes(knobs), corpus)
+        jitted = jax.jit(functools.partial(eval_step, self.spec, bound), out_shardings=self.replicated)
+        return jitted.lower(state.params, batch, corpus)
+
+    def program(self, name: str, bucket: int) -> Any:
+        """A compiled program, for what XLA says about it."""
+        return self._programs[name, bucket]
 
     def train(self, bucket: int, *args: Any) -> Any:
         """Run the bucket's :func:`train_step` on ``(state, batch, knobs, corpus)``; the state is donated."""

@@ -1,8 +1,6 @@
 """The compiled training step, as XLA's CPU backend has it: what is donated, static, and computed in which type."""
 
 import dataclasses
-import functools
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +10,13 @@ import pytest
 from jax_mtlser.architecture import Wav2Vec2Architecture
 from jax_mtlser.config import Freeze, OptimizerConfig
 from jax_mtlser.data.batch_plan import Buckets
-from jax_mtlser.data.batches import Batch
+from jax_mtlser.models import products
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
 from jax_mtlser.models.transformer import EncoderOptions
 from jax_mtlser.training.optimizer import Rates
 from jax_mtlser.training.program_report import ProgramReport, lowered_report, part_of, program_report
 from jax_mtlser.training.sharding import CompiledSteps, make_mesh
-from jax_mtlser.training.step import Knobs, StepSpec, train_step
+from jax_mtlser.training.step import Knobs, StepSpec
 
 ROWS, SAMPLES, SYMBOLS = 2, 8_000, 8
 ARCH = Wav2Vec2Architecture(  # dropout, LayerDrop and SpecAugment are on
@@ -46,17 +44,10 @@ class Step:
         spec = StepSpec(model, OptimizerConfig(), normalize_waveform=True, freeze=freeze)
         steps = CompiledSteps(spec, buckets, make_mesh(1), resident_samples=10 * SAMPLES)
         self.state = steps.state_shapes()
-        number, row = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((ROWS,), jnp.int32)
-        batch = Batch(
-            audio=None, offsets=row, lengths=row, emotion=row, gender=row, speaker=row,
-            transcript=jax.ShapeDtypeStruct((ROWS, SYMBOLS), jnp.int32), transcript_lengths=row,
-        )  # fmt: skip
+        number = jax.ShapeDtypeStruct((), jnp.float32)
         rates = Rates(**{field.name: number for field in dataclasses.fields(Rates)})
         knobs = Knobs(weights=jax.ShapeDtypeStruct((4,), jnp.float32), rates=rates)
-        corpus = jax.ShapeDtypeStruct((10 * SAMPLES,), jnp.int16)
-        function = functools.partial(train_step, spec, SAMPLES)
-        jitted = jax.jit(function, donate_argnums=0, out_shardings=steps.replicated)
-        self.lowered = jitted.lower(self.state, batch, knobs, corpus)
+        self.lowered = steps.lower("train", 0, knobs)
 
     def compiled(self) -> ProgramReport:
         return program_report(self.lowered.compile())
@@ -102,7 +93,7 @@ def test_only_the_loss_of_ctc_loops_over_frames(report):
 
 @pytest.fixture(scope="module")
 def for_accelerators() -> ProgramReport:
-    with mock.patch.object(jax, "default_backend", return_value="gpu"):
+    with products.formulation(platform="gpu"):
         return Step().asked_for()
 
 
