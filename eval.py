@@ -2,7 +2,7 @@
 
 import sys
 
-from jax_mtlser.cli import eval_command
+from jax_mtlser.commands.evaluate import eval_command
 
 if __name__ == "__main__":
     sys.exit(eval_command(sys.argv))

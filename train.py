@@ -2,7 +2,7 @@
 
 import sys
 
-from jax_mtlser.cli import train_command
+from jax_mtlser.commands.train import train_command
 
 if __name__ == "__main__":
     sys.exit(train_command(sys.argv))

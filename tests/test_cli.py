@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jax_mtlser import cli
+from jax_mtlser.commands.train import parse_train_flags, train_command
 from jax_mtlser.run_folder import RunFolder, read_json
 
 ROOT = Path(__file__).parents[1]
@@ -14,7 +15,7 @@ DEMO = f"--config={ROOT}/configs/demo.py"
 
 
 def train(*flags: str) -> int:
-    return cli.train_command(["train.py", *flags])
+    return train_command(["train.py", *flags])
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_ml_collections_spellings_work():
         "--noconfig.training.tensorboard",
     ]
     argv += ["--config.optimizer.head_learning_rate", "0.5"]
-    config, workdir = cli.parse_train_flags(argv)
+    config, workdir = parse_train_flags(argv)
     assert workdir == Path("runs/x")
     assert config.optimizer.learning_rate == 2e-5
     assert config.optimizer.schedule.value == "linear"
@@ -96,7 +97,7 @@ def test_ml_collections_spellings_work():
 
 
 def test_the_run_folder_is_named_after_the_configuration_by_default():
-    _, workdir = cli.parse_train_flags(["train.py", "--config", f"{ROOT}/configs/ten_fold.py"])
+    _, workdir = parse_train_flags(["train.py", "--config", f"{ROOT}/configs/ten_fold.py"])
     assert workdir == Path("runs/ten_fold")
 
 
@@ -119,7 +120,7 @@ def test_every_train_command_in_the_readme_is_understood():
     assert len(commands) >= 4
     for command in commands:
         flags = [re.sub(r"configs/", f"{ROOT}/configs/", flag) for flag in shlex.split(command.split("&&")[0])]
-        config, _ = cli.parse_train_flags(["train.py", *flags])
+        config, _ = parse_train_flags(["train.py", *flags])
         assert config.name
 
 

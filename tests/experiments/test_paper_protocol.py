@@ -11,7 +11,7 @@ import soundfile
 from safetensors.numpy import load_file
 from tiny import saved_parameters
 
-from jax_mtlser import cli
+from jax_mtlser.commands.train import train_command
 from jax_mtlser.config import ProtocolConfig, architecture_from_dict
 from jax_mtlser.evaluation.protocols import Fold
 from jax_mtlser.experiments.members import members_of
@@ -69,7 +69,7 @@ def test_ten_fold_trains_from_a_release_and_a_checkpoint(release, checkpoint, tm
         "--config.protocol.folds=2", "--config.protocol.repeats=2", "--config.protocol.only_folds=0",
         "--config.batching.num_buckets=1", "--config.training.data_devices=1",
     ]  # fmt: skip
-    status = cli.train_command(["train.py", *flags])
+    status = train_command(["train.py", *flags])
     shown = capsys.readouterr().out
     assert status == 0, shown
     assert "left out of" in shown
@@ -96,7 +96,7 @@ def test_training_starts_from_the_checkpoints_encoder(release, checkpoint, tmp_p
         "--config.protocol.repeats=1", "--config.batching.num_buckets=1", "--config.training.data_devices=1",
         "--config.optimizer.learning_rate=1e-30", "--config.optimizer.weight_decay=0",
     ]  # fmt: skip
-    assert cli.train_command(flags) == 0
+    assert train_command(flags) == 0
     folder = RunFolder(tmp_path / "run").member("r0_f0").model
     arch = architecture_from_dict(load_model_description(folder)["architecture"])
     expected, _ = encoder_parameters(checkpoint / "model.safetensors", arch)
@@ -117,7 +117,7 @@ def test_the_speech_recognition_head_starts_from_a_ctc_checkpoints(release, chec
         "--config.training.data_devices=1", "--config.optimizer.learning_rate=1e-30",
         "--config.optimizer.weight_decay=0",
     ]  # fmt: skip
-    assert cli.train_command(flags) == 0
+    assert train_command(flags) == 0
     shown = capsys.readouterr().out
     assert "the speech recognition head starts from ctc's" in shown
     assert "left out" not in shown

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from tiny import tiny_config
 
-from jax_mtlser import cli
+from jax_mtlser.commands.train import train_command
 from jax_mtlser.corpora.manifest import read_manifest, write_manifest
 from jax_mtlser.experiments.runner import train_run
 from jax_mtlser.inference.trained_model import TrainedModel
@@ -56,7 +56,7 @@ def test_real_whisper_weights_are_fine_tuned_on_real_recordings(real_data, tmp_p
         "--config.model.encoder.freeze_layers=2", "--config.protocol.only_folds=0", "--config.training.epochs=1",
         "--config.batching.num_buckets=1", "--config.batching.batch_size=4", "--config.training.data_devices=1",
     ]  # fmt: skip
-    assert cli.train_command(["train.py", *flags]) == 0, capsys.readouterr().err
+    assert train_command(["train.py", *flags]) == 0, capsys.readouterr().err
     run = RunFolder(tmp_path / "run")
     pooled = read_json(run.results)["pooled"]
     assert pooled["speaker_accuracy"] is None, "the tested speaker was not heard in training"

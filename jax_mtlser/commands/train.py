@@ -1,0 +1,125 @@
+"""``jax-mtlser train``, also ``train.py``: a configuration file with overrides, trained and reported."""
+
+import dataclasses
+import difflib
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from jax_mtlser.commands.command import UsageError, answer_errors, set_up_process
+from jax_mtlser.config import Config, validate
+
+__all__ = ["parse_train_flags", "train_command"]
+
+_USAGE = """usage: train.py --config FILE [--workdir DIR] [--config.FIELD=VALUE ...]
+
+  --config FILE           Python file with get_config(), such as configs/demo.py
+  --config.FIELD=VALUE    change one setting, such as --config.optimizer.learning_rate=2e-5
+  --workdir DIR           run folder, by default runs/NAME of the configuration; the same command goes on
+                          with what is not finished there"""
+
+
+def train_command(argv: Sequence[str]) -> int:
+    """Train a configuration: ``argv[0]`` is the program, the rest are flags."""
+    if {"-h", "--help"} & set(argv):
+        print(_USAGE)
+        return 0
+
+    def run() -> int:
+        config, workdir = parse_train_flags(argv)
+        validate(config)
+        set_up_process()
+        from jax_mtlser.experiments.runner import train_run
+        from jax_mtlser.training.progress import Display
+
+        return min(train_run(config, workdir, Display()), 1)
+
+    return answer_errors(run)
+
+
+def parse_train_flags(argv: Sequence[str]) -> tuple[Config, Path]:
+    """Read ``--config``, its overrides and ``--workdir``.
+
+    Raises:
+        UsageError: in one or two lines, with near names for a field that does not exist.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "run", flag_values=values, sys_argv=list(argv))
+    flags.DEFINE_string("workdir", None, "run folder", flag_values=values)
+    try:
+        rest = values(list(argv))
+    except KeyError as error:
+        raise UsageError(_unknown_field(argv) or str(error)) from None
+    except flags.Error as error:
+        if ".config" in str(error) or "--config." in str(error):
+            raise UsageError(_unknown_field(argv) or str(error)) from None
+        raise UsageError(_refused_by_config(str(error)) or str(error)) from None
+    except Exception as error:
+        raise UsageError(_unknown_field(argv) or _broken_config(error)) from error
+    if len(rest) > 1:
+        raise UsageError(f"what is {rest[1]!r}? Settings are given as --config.FIELD=VALUE")
+    config_path = _value_of("config", argv)
+    if config_path is None:
+        raise UsageError(f"--config is missing\n\n{_USAGE}")
+    if not Path(config_path.partition(":")[0]).is_file():
+        near = (
+            sorted(str(p) for p in Path(config_path).parent.glob("*.py")) if Path(config_path).parent.is_dir() else []
+        )
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise UsageError(f"there is no configuration file {config_path}{hint}")
+    config = values.config
+    if not isinstance(config, Config):
+        raise UsageError(f"get_config() in {config_path} returned {type(config).__name__}, not a jax_mtlser Config")
+    return config, Path(values.workdir or Path("runs") / config.name)
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """The value of ``--flag VALUE`` or ``--flag=VALUE``."""
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in (f"--{flag}", f"-{flag}"):
+            return value if equals else following
+    return None
+
+
+def _unknown_field(argv: Sequence[str]) -> str | None:
+    """Say which ``--config.…`` names no field, and which one may have been meant."""
+    for argument in argv:
+        name, _, _ = argument.lstrip("-").partition("=")
+        name = name.removeprefix("no") if name.startswith("noconfig.") else name
+        if not name.startswith("config."):
+            continue
+        cls: Any = Config
+        path: list[str] = []
+        for part in name.split(".")[1:]:
+            fields = (
+                {field.name: field.type for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
+            )
+            where = ".".join(["config", *path])
+            if part not in fields:
+                if not fields:
+                    return f"--{name}: {where} is a value, not a group of settings"
+                near = difflib.get_close_matches(part, fields, 3, 0.5)
+                hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(fields)}"
+                return f"--{name}: {where} has no setting {part!r}; {hint}"
+            cls = fields[part]
+            path.append(part)
+    return None
+
+
+def _refused_by_config(message: str) -> str | None:
+    """What get_config() raised, out of the traceback that ml_collections makes a message of."""
+    if "Error whilst parsing config file" not in message:
+        return None
+    return f"the configuration file cannot be used: {message.strip().splitlines()[-1]}"
+
+
+def _broken_config(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"the configuration file cannot be read: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+    )

@@ -1,0 +1,139 @@
+"""Settings of training: batches, task weights, optimizer, loop."""
+
+import dataclasses
+import enum
+
+__all__ = [
+    "BatchingConfig",
+    "CtcNormalization",
+    "LearningRateSchedule",
+    "OptimizerConfig",
+    "Precision",
+    "Residency",
+    "Selection",
+    "TaskWeights",
+    "TrainingConfig",
+]
+
+
+class Residency(enum.Enum):
+    """Where the decoded corpus lies during training."""
+
+    AUTO = "auto"  # on the accelerator when it fits into a quarter of its memory
+    DEVICE = "device"
+    HOST = "host"  # memory-mapped file, batches prefetched by a thread
+
+
+class LearningRateSchedule(enum.Enum):
+    """Shape of the learning rate after warm-up."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"  # down to zero at the last step
+    COSINE = "cosine"  # down to zero at the last step
+
+
+class CtcNormalization(enum.Enum):
+    """What an utterance's CTC loss is divided by before the mean over utterances."""
+
+    NONE = "none"  # negative log-likelihood of the whole transcript (the paper)
+    LABELS = "labels"  # per symbol
+    FRAMES = "frames"  # per encoder frame
+
+
+class Precision(enum.Enum):
+    """Type of activations and matrix operands; parameters, statistics and losses are always float32."""
+
+    AUTO = "auto"  # bfloat16 on GPU, TPU, and on processors that multiply it faster (AMX, AVX-512 BF16), else float32
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Selection(enum.Enum):
+    """Which epoch's parameters are tested."""
+
+    LAST = "last"
+    BEST_VALIDATION = "best_validation"  # highest validation UA, the earliest on ties
+
+
+@dataclasses.dataclass(kw_only=True)
+class BatchingConfig:
+    """How utterances are put together.
+
+    Attributes:
+        batch_size: utterances per optimizer step; ignored when ``batch_seconds`` is set.
+        batch_seconds: padded seconds of audio per optimizer step instead of a number of utterances.
+        num_buckets: number of padded lengths, hence of compiled programs.
+        accumulation_steps: an optimizer step's batch is worked through in this many equal parts.
+        residency: where the corpus lies.
+    """
+
+    batch_size: int = 8
+    batch_seconds: float | None = None
+    num_buckets: int = 8
+    accumulation_steps: int = 1
+    residency: Residency = Residency.AUTO
+
+
+@dataclasses.dataclass(kw_only=True)
+class TaskWeights:
+    """L = L_SER + alpha L_GR + beta L_SR + gamma L_ASR; the defaults are the paper's best."""
+
+    alpha: float = 0.4
+    beta: float = 0.6
+    gamma: float = 0.1
+    ctc_normalization: CtcNormalization = CtcNormalization.NONE
+
+
+@dataclasses.dataclass(kw_only=True)
+class OptimizerConfig:
+    """AdamW.
+
+    Attributes:
+        learning_rate: peak rate of the encoder.
+        head_learning_rate: peak rate of the heads; None: the encoder's.
+        layer_decay: the encoder's rate falls by this factor from each transformer layer to the one below it; what
+            lies below the first layer counts as one more. 1: the same rate everywhere.
+        warmup_fraction: share of all steps in which the rate rises linearly from zero.
+        clip_norm: largest global gradient norm; None: no clipping.
+        decay_biases_and_norms: apply weight decay to vectors too, as ``torch.optim.AdamW`` does.
+    """
+
+    learning_rate: float = 1e-5
+    head_learning_rate: float | None = None
+    layer_decay: float = 1.0
+    schedule: LearningRateSchedule = LearningRateSchedule.LINEAR
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.01
+    decay_biases_and_norms: bool = False
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = 1.0
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainingConfig:
+    """The loop.
+
+    Attributes:
+        epochs: passes over the training part.
+        seed: of initial weights, dropout and batch order.
+        precision: compute type.
+        plain: compute everything by textbook formulas and automatic differentiation, CTC by ``optax.ctc_loss``,
+            instead of the fast formulations: slower, for telling whether one of them is at fault.
+        selection: which epoch is tested.
+        data_devices: devices that share each batch; 0: all.
+        log_every_steps: steps between two lines of ``metrics.jsonl``.
+        checkpoint_every_steps: steps between two checkpoints within an epoch; each epoch ends with one.
+        tensorboard: write event files too.
+    """
+
+    epochs: int = 100
+    seed: int = 0
+    precision: Precision = Precision.AUTO
+    plain: bool = False
+    selection: Selection = Selection.BEST_VALIDATION
+    data_devices: int = 0
+    log_every_steps: int = 10
+    checkpoint_every_steps: int = 500
+    tensorboard: bool = True

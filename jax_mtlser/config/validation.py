@@ -1,0 +1,175 @@
+"""Judges a configuration before anything is loaded."""
+
+import math
+from collections.abc import Sequence
+
+from jax_mtlser.architecture import EncoderFamily
+from jax_mtlser.config.corpus import CorpusKind
+from jax_mtlser.config.errors import ConfigError
+from jax_mtlser.config.model import EncoderConfig, Freeze
+from jax_mtlser.config.protocol import ProtocolKind
+from jax_mtlser.config.run import Config
+from jax_mtlser.config.training import Selection
+
+__all__ = ["validate"]
+
+
+def validate(config: Config) -> None:
+    """Judge a configuration before anything is loaded.
+
+    Raises:
+        ConfigError: listing every problem found, each with the value, the limit and the fix.
+    """
+    problems: list[str] = []
+
+    def require(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(message)
+
+    def positive(**values: float) -> None:
+        for name, value in values.items():
+            require(value > 0, f"{name.replace('__', '.')} is {value}; it must be greater than 0")
+
+    def fraction(**values: float | None) -> None:
+        for name, value in values.items():
+            ok = value is None or 0 <= value < 1
+            require(ok, f"{name.replace('__', '.')} is {value}; it must lie in [0, 1)")
+
+    require(
+        bool(config.name) and not set(config.name) & set("/\\"),
+        f"name is {config.name!r}; it names the run folder, so use a word without slashes",
+    )
+    corpus, audio, batching, encoder = config.corpus, config.audio, config.batching, config.model.encoder
+    if corpus.kind in (CorpusKind.IEMOCAP, CorpusKind.TABLE):
+        require(
+            corpus.path != "",
+            f"corpus.path is empty; name the {'release folder' if corpus.kind is CorpusKind.IEMOCAP else 'CSV file'} "
+            "with --config.corpus.path=PATH",
+        )
+    require(
+        len(set(corpus.emotions)) == len(corpus.emotions) and len(corpus.emotions) != 1,
+        f"corpus.emotions is {corpus.emotions}; name at least two different classes, or none to keep all",
+    )
+    positive(corpus__demo__sentences_per_style=corpus.demo.sentences_per_style)
+    positive(audio__min_seconds=audio.min_seconds, audio__max_seconds=audio.max_seconds)
+    require(
+        audio.min_seconds < audio.max_seconds,
+        f"audio.min_seconds {audio.min_seconds} is not below audio.max_seconds {audio.max_seconds}",
+    )
+    require(audio.silence_dbfs < 0, f"audio.silence_dbfs is {audio.silence_dbfs}; full scale is 0, use e.g. -60")
+
+    positive(batching__num_buckets=batching.num_buckets, batching__accumulation_steps=batching.accumulation_steps)
+    if batching.batch_seconds is None:
+        positive(batching__batch_size=batching.batch_size)
+        require(
+            batching.accumulation_steps <= 0 or batching.batch_size % batching.accumulation_steps == 0,
+            f"batching.batch_size {batching.batch_size} does not divide into "
+            f"batching.accumulation_steps {batching.accumulation_steps} equal parts",
+        )
+    else:
+        require(
+            batching.batch_seconds >= audio.max_seconds,
+            f"batching.batch_seconds {batching.batch_seconds} is below audio.max_seconds {audio.max_seconds}: "
+            "the longest utterance would not fit; raise the first or lower the second",
+        )
+    problems += _encoder_problems(encoder)
+
+    weights, optimizer = config.weights, config.optimizer
+    for name in ("alpha", "beta", "gamma"):
+        value = getattr(weights, name)
+        require(math.isfinite(value) and value >= 0, f"weights.{name} is {value}; it must be 0 or greater")
+    positive(optimizer__learning_rate=optimizer.learning_rate, optimizer__eps=optimizer.eps)
+    if optimizer.head_learning_rate is not None:
+        positive(optimizer__head_learning_rate=optimizer.head_learning_rate)
+    require(0 < optimizer.layer_decay <= 1, f"optimizer.layer_decay is {optimizer.layer_decay}; it must lie in (0, 1]")
+    if optimizer.clip_norm is not None:
+        positive(optimizer__clip_norm=optimizer.clip_norm)
+    require(
+        optimizer.weight_decay >= 0,
+        f"optimizer.weight_decay is {optimizer.weight_decay}; it must be 0 or greater",
+    )
+    fraction(
+        optimizer__beta1=optimizer.beta1,
+        optimizer__beta2=optimizer.beta2,
+        optimizer__warmup_fraction=optimizer.warmup_fraction,
+    )
+
+    protocol, training = config.protocol, config.training
+    grouped = protocol.kind is ProtocolKind.GROUPED
+    require(
+        protocol.folds >= 2 or (grouped and protocol.folds == 0),
+        f"protocol.folds is {protocol.folds}; use 2 or more{', or 0 for one fold per group' if grouped else ''}",
+    )
+    require(
+        not grouped or protocol.group_column != "",
+        "protocol.group_column is empty; name the manifest column whose groups stay together, e.g. speaker",
+    )
+    positive(protocol__repeats=protocol.repeats, training__epochs=training.epochs)
+    require(protocol.seed >= 0, f"protocol.seed is {protocol.seed}; it must be 0 or greater")
+    require(training.seed >= 0, f"training.seed is {training.seed}; it must be 0 or greater")
+    fraction(protocol__validation_fraction=protocol.validation_fraction)
+    require(
+        protocol.validation_fraction > 0 or training.selection is Selection.LAST,
+        "protocol.validation_fraction is 0, so no best epoch can be chosen; "
+        "set it above 0 or use --config.training.selection=last",
+    )
+    for name, chosen, count in (
+        ("only_folds", protocol.only_folds, protocol.folds),
+        ("only_repeats", protocol.only_repeats, protocol.repeats),
+    ):
+        outside = [index for index in chosen if index < 0 or (count > 0 and index >= count)]
+        require(not outside, f"protocol.{name} names {outside}; indices run from 0 to {count - 1}")
+    positive(
+        training__log_every_steps=training.log_every_steps,
+        training__checkpoint_every_steps=training.checkpoint_every_steps,
+    )
+    require(training.data_devices >= 0, f"training.data_devices is {training.data_devices}; use 0 for all devices")
+    _raise(problems)
+
+
+def _encoder_problems(encoder: EncoderConfig) -> Sequence[str]:
+    problems = []
+    for name, value in encoder.regularisation().items():
+        if not 0 <= value < 1 and not isinstance(value, bool):
+            problems.append(f"model.encoder.{name} is {value}; it must lie in [0, 1)")
+    if (encoder.freeze is Freeze.LAYERS) != (encoder.freeze_layers > 0):
+        problems.append(
+            f"model.encoder.freeze is {encoder.freeze.value} and freeze_layers is {encoder.freeze_layers}; freezing "
+            "the first n layers takes --config.model.encoder.freeze=layers and --config.model.encoder.freeze_layers=n"
+        )
+    if encoder.lora_rank < 0 or encoder.lora_alpha <= 0:
+        problems.append(
+            f"model.encoder.lora_rank is {encoder.lora_rank} and lora_alpha {encoder.lora_alpha}; the rank must be 0 "
+            "(no adapters) or greater, alpha greater than 0"
+        )
+    if encoder.lora_rank > 0 and encoder.freeze is not Freeze.ENCODER:
+        problems.append(
+            f"model.encoder.lora_rank is {encoder.lora_rank}, but model.encoder.freeze is {encoder.freeze.value}; "
+            "adapters stand in for training the encoder, so use --config.model.encoder.freeze=encoder with them"
+        )
+    if encoder.checkpoint:
+        return problems
+    arch, where = encoder.architecture, "model.encoder.architecture"
+    if arch.family is EncoderFamily.WHISPER:
+        problems.append(f"{where}.family is whisper; Whisper encoders come from a checkpoint only")
+    if not len(arch.conv_dim) == len(arch.conv_kernel) == len(arch.conv_stride) > 0:
+        problems.append(
+            f"{where}.conv_dim, conv_kernel and conv_stride have {len(arch.conv_dim)}, {len(arch.conv_kernel)} and "
+            f"{len(arch.conv_stride)} entries; they need one per layer"
+        )
+    if arch.hidden_size % arch.num_attention_heads:
+        problems.append(
+            f"{where}.hidden_size {arch.hidden_size} does not divide over num_attention_heads "
+            f"{arch.num_attention_heads}"
+        )
+    if arch.hidden_size % arch.num_conv_pos_embedding_groups:
+        problems.append(
+            f"{where}.hidden_size {arch.hidden_size} does not divide over num_conv_pos_embedding_groups "
+            f"{arch.num_conv_pos_embedding_groups}"
+        )
+    return problems
+
+
+def _raise(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError("the configuration cannot be run:\n" + "\n".join(f"  - {text}" for text in problems))
