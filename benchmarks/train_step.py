@@ -155,6 +155,7 @@ class Ours:
         self.compile_seconds = time.perf_counter() - started
         self.corpus = self.steps.put(resident)
         self.state = workload.initial_state(self.steps)
+        self.params = self.state.params
 
     def step(self, planned: PlannedBatch) -> None:
         batch = self.steps.put_batch(self.source.get(planned))
@@ -163,7 +164,7 @@ class Ours:
 
     def evaluate(self, planned: PlannedBatch) -> None:
         batch = self.steps.put_batch(self.source.get(planned))
-        jax.block_until_ready(self.steps.evaluate(planned.bucket, self.state.params, batch, self.corpus).emotion)
+        jax.block_until_ready(self.steps.evaluate(planned.bucket, self.params, batch, self.corpus).emotion)
 
 
 class Theirs(torch.nn.Module):

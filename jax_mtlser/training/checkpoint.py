@@ -1,7 +1,7 @@
 """Checkpoints of a training and the model that comes out of it: the only place that imports Orbax.
 
 A checkpoint has three items: ``params`` (so that nobody needs the optimizer to evaluate), ``optimizer`` (its state
-and the step) and ``progress`` (JSON). Orbax writes in the background and renames a finished checkpoint into
+and the step) and ``progress`` (JSON). Parameters are kept as the step holds them, in stacks. Orbax writes in the background and renames a finished checkpoint into
 place, so one that was cut short is never seen.
 """
 
@@ -65,7 +65,7 @@ class TrainingCheckpoints:
         """
         self._kept.best_step = progress.get("best_step")
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
+            params=ocp.args.StandardSave(_parameters(state)),
             optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
             progress=ocp.args.JsonSave(progress),
         )
@@ -85,20 +85,20 @@ class TrainingCheckpoints:
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(like.params)),
+                params=ocp.args.StandardRestore(_abstract(_parameters(like))),
                 optimizer=ocp.args.StandardRestore(_abstract(optimizer)),
                 progress=ocp.args.JsonRestore(),
             ),
         )
         state = dataclasses.replace(
-            like, step=items.optimizer["step"], params=items.params, opt_state=items.optimizer["opt_state"]
+            like, step=items.optimizer["step"], opt_state=items.optimizer["opt_state"], **items.params
         )
         return Restored(state, items.progress)
 
-    def restore_params(self, step: int, like: Any) -> Any:
-        """The parameters saved at a step."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(like)))
-        return self._manager.restore(step, args=args).params
+    def restore_params(self, step: int, like: TrainState) -> Any:
+        """The model's parameters as saved at a step."""
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(_parameters(like))))
+        return dataclasses.replace(like, **self._manager.restore(step, args=args).params).params
 
     def wait(self) -> None:
         """Return when everything that was handed to :meth:`save` is on disk."""
@@ -142,6 +142,10 @@ def load_model(folder: Path, like: Any) -> Any:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(like)))
         return checkpointer.restore(folder.resolve(), args=args).params
+
+
+def _parameters(state: TrainState) -> dict[str, Any]:
+    return {"stacks": state.stacks, "frozen": state.frozen}
 
 
 def _abstract(tree: Any) -> Any:

@@ -83,6 +83,10 @@ class CompiledSteps:
             self._state_shapes = self._replicated_shapes(shapes)
         return self._state_shapes
 
+    def params_shapes(self) -> Any:
+        """Shape, type and sharding of the model's parameters."""
+        return self._replicated_shapes(jax.eval_shape(lambda state: state.params, self.state_shapes()))
+
     def compile(
         self,
         knobs: Any,
@@ -132,7 +136,7 @@ class CompiledSteps:
             jitted = jax.jit(function, donate_argnums=0, out_shardings=self.replicated)
             return jitted.lower(state, batch, self._replicated_shapes(knobs), corpus)
         jitted = jax.jit(functools.partial(eval_step, self.spec, bound), out_shardings=self.replicated)
-        return jitted.lower(state.params, batch, corpus)
+        return jitted.lower(self.params_shapes(), batch, corpus)
 
     def program(self, name: str, bucket: int) -> Any:
         """A compiled program, for what XLA says about it."""

@@ -18,12 +18,12 @@ from jax_mtlser.training.losses import TASKS, LossSums, ctc_feasible, task_losse
 from jax_mtlser.training.optimizer import (
     Rates,
     Trainable,
-    apply_rates,
     gradient_transform,
     merge,
     schedule,
     split,
 )
+from jax_mtlser.training.stacks import Layout, Stacks
 
 __all__ = [
     "Evaluation",
@@ -43,15 +43,29 @@ class TrainState:
 
     Attributes:
         step: int32, optimizer steps taken.
-        params: the model's parameters, float32.
-        opt_state: of the trainable parameters.
+        stacks: the trainable parameters, float32, as they are optimised.
+        frozen: all others, in the model's tree, with None for the trainable ones.
+        opt_state: of the stacks.
         key: typed random key of the run; never changed, steps fold their number into it.
+        layout: which parameter lies where in the stacks.
     """
 
     step: Array
-    params: Any
+    stacks: Stacks
+    frozen: Any
     opt_state: Any
     key: Array
+    layout: Layout = flax.struct.field(pytree_node=False)
+
+    @property
+    def params(self) -> Any:
+        """The model's parameters: a copy, in one call, on the devices where the state is."""
+        return _params_of(self)
+
+
+@jax.jit
+def _params_of(state: TrainState) -> Any:
+    return merge(state.layout.unpack(state.stacks), state.frozen)
 
 
 @flax.struct.dataclass
@@ -144,12 +158,16 @@ class Evaluation:
 
 def create_state(spec: StepSpec, params: Any, seed: Array) -> TrainState:
     """State before the first step. ``seed`` is traced: another seed compiles nothing."""
-    trainable, _ = split(params, spec.trainable)
+    trainable, frozen = split(params, spec.trainable)
+    layout = Layout.of(trainable, spec.trainable)
+    stacks = layout.pack(trainable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=gradient_transform(spec.optimizer).init(trainable),
+        stacks=stacks,
+        frozen=frozen,
+        opt_state=gradient_transform(spec.optimizer).init(stacks),
         key=jax.random.key(seed),
+        layout=layout,
     )
 
 
@@ -171,7 +189,8 @@ def train_step(
         knobs: weights and learning rates.
         corpus: the resident corpus, or one unused sample.
     """
-    trainable, frozen = split(state.params, spec.trainable)
+    layout, frozen = state.layout, state.frozen
+    trainable = layout.unpack(state.stacks)
     step_key = jax.random.fold_in(state.key, state.step)
     counts = _label_counts(spec, batch)
 
@@ -184,17 +203,22 @@ def train_step(
         means = jnp.stack([getattr(sums, task).total / count for task, count in zip(TASKS, counts, strict=True)])
         return jnp.dot(knobs.weights, means), sums
 
-    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    def gradient(part: Batch, key: Array) -> tuple[Array, LossSums, Stacks]:
+        # Of the tree, not of the stacks: the gradient of a slice is a stack that is zero around it.
+        (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable, part, key)
+        return loss, sums, layout.pack(gradients)
+
     with products.formulation(plain=spec.plain):
         if spec.accumulation_steps == 1:
-            (loss, sums), gradients = gradient(trainable, batch, step_key)
+            loss, sums, gradients = gradient(batch, step_key)
         else:
-            loss, sums, gradients = _accumulate(spec.accumulation_steps, gradient, trainable, batch, step_key)
+            loss, sums, gradients = _accumulate(spec.accumulation_steps, gradient, batch, step_key)
 
-    updates, opt_state = gradient_transform(spec.optimizer).update(gradients, state.opt_state, trainable)
-    share = schedule(state.step, knobs.rates, spec.schedule)
-    trainable = optax.apply_updates(trainable, apply_rates(updates, knobs.rates, share, spec.trainable))
-    norm = optax.tree.norm(gradients)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = gradient_transform(spec.optimizer).update(gradients, state.opt_state, state.stacks)
+        share = schedule(state.step, knobs.rates, spec.schedule)
+        stacks = optax.apply_updates(state.stacks, layout.scaled(updates, knobs.rates, share))
+        norm = optax.tree.norm(gradients)
     metrics = StepMetrics(
         losses=sums,
         loss=loss,
@@ -202,7 +226,7 @@ def train_step(
         learning_rate=share * knobs.rates.encoder,
         finite=jnp.isfinite(loss) & jnp.isfinite(norm),
     )
-    state = dataclasses.replace(state, step=state.step + 1, params=merge(trainable, frozen), opt_state=opt_state)
+    state = dataclasses.replace(state, step=state.step + 1, stacks=stacks, opt_state=opt_state)
     return state, metrics
 
 
@@ -251,18 +275,17 @@ def _label_counts(spec: StepSpec, batch: Batch) -> tuple[Array, ...]:
 
 
 def _accumulate(
-    parts: int, gradient: Callable[..., Any], trainable: Any, batch: Batch, key: Array
-) -> tuple[Array, LossSums, Any]:
+    parts: int, gradient: Callable[[Batch, Array], tuple[Array, LossSums, Stacks]], batch: Batch, key: Array
+) -> tuple[Array, LossSums, Stacks]:
     """Sum of losses and gradients over the parts of a batch, one after the other."""
     # Part j takes rows j, j + parts, ...: rows stay on their device when the batch is sharded.
     split_batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-        (loss, sums), gradients = gradient(trainable, *part)
-        return jax.tree.map(jnp.add, total, (loss, sums, gradients)), None
+        return jax.tree.map(jnp.add, total, gradient(*part)), None
 
     keys = jax.random.split(key, parts)
-    shapes = jax.eval_shape(gradient, trainable, jax.tree.map(lambda x: x[0], split_batch), key)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (*shapes[0], shapes[1]))
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], split_batch), key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, (split_batch, keys))
     return total
