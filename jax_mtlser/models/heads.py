@@ -38,4 +38,4 @@ class Head(nn.Module):
         else:
             y = x.astype(jnp.float32)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        return Dense(self.classes, jnp.float32, name="logits")(y)
+        return Dense(self.classes, name="logits")(y)

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int
 from jax_mtlser.architecture import EncoderArchitecture
 from jax_mtlser.config import HeadInput
 from jax_mtlser.models.heads import Head
-from jax_mtlser.models.layers import masked_mean, standardised
+from jax_mtlser.models.layer_norm import standardised
+from jax_mtlser.models.layers import masked_mean
 from jax_mtlser.models.speech_encoder import speech_encoder
 from jax_mtlser.models.transformer import EncoderOptions
 

@@ -1,8 +1,8 @@
 """Checkpoints of a training and the model that comes out of it: the only place that imports Orbax.
 
 A checkpoint has three items: ``params`` (so that nobody needs the optimizer to evaluate), ``optimizer`` (its state
-and the step) and ``progress`` (JSON). Parameters are kept as the step holds them, in stacks. Orbax writes in the background and renames a finished checkpoint into
-place, so one that was cut short is never seen.
+and the step) and ``progress`` (JSON). Parameters are kept as the step holds them, in stacks. Orbax writes in the
+background and renames a finished checkpoint into place, so one that was cut short is never seen.
 """
 
 import dataclasses
