@@ -30,7 +30,7 @@ class LayerNorm(nn.Module):
         bias = self.param("bias", jax.nn.initializers.zeros, (x.shape[-1],))
         rows = x.reshape(-1, x.shape[-1])
         norm = _plain_norm if products.is_plain() else _norm_with_gradient
-        return norm(rows, scale, bias, self.epsilon).astype(self.dtype).reshape(x.shape)
+        return norm(rows, scale, bias, self.epsilon, self.dtype).reshape(x.shape)
 
 
 def standardised(x: Float[Array, "*batch D"], epsilon: float = 1e-5) -> Float[Array, "*batch D"]:
@@ -46,29 +46,37 @@ def _centred(x: Float[Array, "*batch D"], epsilon: float) -> tuple[Array, Array]
     return centred, jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
 
 
-def _plain_norm(x: Float[Array, "R D"], scale: Float[Array, " D"], bias: Float[Array, " D"], epsilon: float) -> Array:
-    return standardised(x, epsilon) * scale[None] + bias[None]
+def _plain_norm(
+    x: Float[Array, "R D"], scale: Float[Array, " D"], bias: Float[Array, " D"], epsilon: float, dtype: DTypeLike
+) -> Float[Array, "R D"]:
+    return (standardised(x, epsilon) * scale[None] + bias[None]).astype(dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _norm_with_gradient(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _norm_with_gradient(x: Array, scale: Array, bias: Array, epsilon: float, dtype: DTypeLike) -> Array:
     """Keeps its input, in the input's type, for the backward pass, and recomputes the statistics."""
-    return _plain_norm(x, scale, bias, epsilon)
+    return _plain_norm(x, scale, bias, epsilon, dtype)
 
 
-def _norm_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, tuple[Array, Array]]:
-    return _plain_norm(x, scale, bias, epsilon), (x, scale)
+def _norm_forward(
+    x: Array, scale: Array, bias: Array, epsilon: float, dtype: DTypeLike
+) -> tuple[Array, tuple[Array, Array]]:
+    return _plain_norm(x, scale, bias, epsilon, dtype), (x, scale)
 
 
-def _norm_backward(epsilon: float, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array, Array]:
+def _norm_backward(
+    epsilon: float, dtype: DTypeLike, saved: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array, Array]:
     x, scale = saved
+    cotangent = cotangent.astype(jnp.float32)
     centred, inverse = _centred(x, epsilon)
     z = centred * inverse
     g = cotangent * scale[None]
     through_mean = jnp.mean(g, axis=-1, keepdims=True)
     through_variance = jnp.mean(g * z, axis=-1, keepdims=True)
     d_x = inverse * (g - through_mean - z * through_variance)
-    return d_x.astype(x.dtype), jnp.sum(cotangent * z, axis=0), jnp.sum(cotangent, axis=0)
+    d_scale, d_bias = jnp.sum(jnp.stack([cotangent * z, cotangent]), axis=1)  # in one pass over the rows
+    return d_x.astype(x.dtype), d_scale, d_bias
 
 
 _norm_with_gradient.defvjp(_norm_forward, _norm_backward)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_mtlser.architecture import EncoderArchitecture
 from jax_mtlser.config import HeadInput
-from jax_mtlser.models.heads import Head
+from jax_mtlser.models.heads import Head, HeadInputs, logits, utterance_logits
 from jax_mtlser.models.layer_norm import standardised
 from jax_mtlser.models.layers import masked_mean
 from jax_mtlser.models.speech_encoder import speech_encoder
@@ -85,17 +85,16 @@ class MultitaskModel(nn.Module):
             frames_read = [standardised(layer) for layer in (*encoded.hidden_states[:-1], frames)]
             pooled_read = [masked_mean(layer, mask) for layer in frames_read]
 
-        def read(name: str, x: Array | list[Array]) -> Array | None:
-            classes = getattr(self.sizes, name)
-            if not classes:
-                return None
-            return Head(classes, self.arch.final_dropout, name=f"{name}_head")(x, train=train)
+        def read(name: str, x: Array | list[Array]) -> HeadInputs:
+            return Head(getattr(self.sizes, name), self.arch.final_dropout, name=f"{name}_head")(x, train=train)
 
+        tasks = [task for task in ("emotion", "gender", "speaker") if getattr(self.sizes, task)]
+        classes = dict(zip(tasks, utterance_logits([read(task, pooled_read) for task in tasks]), strict=True))
         return MultitaskOutput(
-            emotion=read("emotion", pooled_read),
-            gender=read("gender", pooled_read),
-            speaker=read("speaker", pooled_read),
-            asr=read("asr", frames_read),
+            emotion=classes.get("emotion"),
+            gender=classes.get("gender"),
+            speaker=classes.get("speaker"),
+            asr=logits(read("asr", frames_read)) if self.sizes.asr else None,
             frame_lengths=encoded.lengths,
             embedding=pooled,
         )

@@ -1,16 +1,17 @@
-"""Trainable parameters as a few large arrays: those of one shape stacked, all vectors in one row.
+"""Trainable parameters as a few large arrays: those of one shape stacked, the others end to end.
 
 An optimizer treats every parameter alike, so what it does to two hundred arrays it can do to ten. On an accelerator
 that is the difference between some five hundred small kernels in each step and a few dozen.
 """
 
+import collections
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jax_mtlser.training.optimizer import Rates, Trainable
@@ -19,7 +20,8 @@ __all__ = ["Layout", "Stacks"]
 
 Stacks = dict[str, Array]
 
-_VECTORS = "vectors"
+# Biases and scales, [N]; matrices that have no twin, [N, 1]: what has two axes or more sees weight decay.
+_VECTORS, _SINGLES = "vectors", "singles"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Slot:
         path: its names in the model's tree.
         shape: its own.
         stack: name of the array that holds it.
-        start: its index along the array's first axis; of a vector, its first element.
+        start: its index along the array's first axis; where parameters lie end to end, its first element.
         layers_above: see :meth:`Trainable.layers_above`.
     """
 
@@ -42,7 +44,7 @@ class Slot:
 
     def entries(self) -> int:
         """Entries of the stack's first axis."""
-        return int(np.prod(self.shape)) if self.stack == _VECTORS else 1
+        return math.prod(self.shape) if self.stack in (_VECTORS, _SINGLES) else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +62,14 @@ class Layout:
     @classmethod
     def of(cls, trainable: Any, which: Trainable) -> Self:
         """The layout of a tree of parameters, or of their shapes, with None for what is not trained."""
+        leaves = jax.tree_util.tree_leaves_with_path(trainable)
+        twins = collections.Counter(leaf.shape for _, leaf in leaves)
         ends: dict[str, int] = {}
         slots = []
-        for path, leaf in jax.tree_util.tree_leaves_with_path(trainable):
-            stack = "x".join(map(str, leaf.shape)) if leaf.ndim > 1 else _VECTORS
+        for path, leaf in leaves:
+            stack = "x".join(map(str, leaf.shape)) if twins[leaf.shape] > 1 else _SINGLES
+            if leaf.ndim < 2:
+                stack = _VECTORS
             names = tuple(entry.key for entry in path)
             slot = Slot(names, leaf.shape, stack, ends.get(stack, 0), which.layers_above(path))
             ends[stack] = slot.start + slot.entries()
@@ -74,7 +80,8 @@ class Layout:
         """The stacks of a tree: of parameters, or of their gradients."""
         parts: dict[str, list[Array]] = {}
         for slot, leaf in zip(self.slots, jax.tree.leaves(trainable), strict=True):
-            parts.setdefault(slot.stack, []).append(leaf.reshape(-1) if slot.stack == _VECTORS else leaf[None])
+            shape = {_VECTORS: (-1,), _SINGLES: (-1, 1)}.get(slot.stack, (1, *slot.shape))
+            parts.setdefault(slot.stack, []).append(leaf.reshape(shape))
         return {name: jnp.concatenate(leaves) for name, leaves in parts.items()}
 
     def unpack(self, stacks: Stacks) -> Any:
@@ -95,8 +102,8 @@ class Layout:
 
 def _rates_of(slots: Sequence[Slot], rates: Rates, rank: int) -> Array:
     """Peak learning rate of each entry of a stack, ready to be multiplied with it."""
-    entries = [slot.entries() for slot in slots]
-    heads = np.repeat([slot.path[0] != "encoder" for slot in slots], entries)
-    layers_above = np.repeat([slot.layers_above for slot in slots], entries)
-    of_layer = rates.encoder * rates.layer_decay ** np.arange(max(layers_above) + 1)
-    return jnp.where(heads, rates.heads, of_layer[layers_above]).reshape(-1, *[1] * (rank - 1))
+
+    def rate(slot: Slot) -> Array:
+        return rates.heads if slot.path[0] != "encoder" else rates.encoder * rates.layer_decay**slot.layers_above
+
+    return jnp.concatenate([jnp.full((slot.entries(), *[1] * (rank - 1)), rate(slot)) for slot in slots])

@@ -49,7 +49,9 @@ def test_normalisation_over_channels(dtype, tolerance):
     _assert_close(plain, fast, tolerance)
     if dtype == jnp.float32:
         z = np.asarray((x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5))
-        np.testing.assert_allclose(fast[0], z * np.asarray(params["scale"])[None, None] + params["bias"][None, None], atol=1e-5)
+        np.testing.assert_allclose(
+            fast[0], z * np.asarray(params["scale"])[None, None] + params["bias"][None, None], atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-7)])
