@@ -95,7 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lengths = workload.thinned(workload.lengths(options.lengths), options.utterances)
     corpus = Corpus.create(lengths, options.encoder)
     fixed = step_without_padding(corpus, preset)
-    print(common.table(("side", "step (ms)"), [(k, v["step"]["median_ms"]) for k, v in fixed["sides"].items()]), flush=True)
+    print(
+        common.table(("side", "step (ms)"), [(k, v["step"]["median_ms"]) for k, v in fixed["sides"].items()]),
+        flush=True,
+    )
     epoch = epoch_throughput(corpus, preset)
     peak = {name: matmul_rate(dtype) for name, dtype in (("float32", jnp.float32), ("bfloat16", jnp.bfloat16))}
     fast = f"ours {corpus.fast}"
