@@ -119,9 +119,7 @@ def _protocol_problems(protocol: ProtocolConfig) -> Sequence[str]:
     kind, folds = protocol.kind, protocol.folds
     grouped = kind is ProtocolKind.GROUPED
     if kind in (ProtocolKind.STRATIFIED, ProtocolKind.GROUPED) and not (folds >= 2 or (grouped and folds == 0)):
-        problems.append(
-            f"protocol.folds is {folds}; use 2 or more{', or 0 for one fold per group' if grouped else ''}"
-        )
+        problems.append(f"protocol.folds is {folds}; use 2 or more{', or 0 for one fold per group' if grouped else ''}")
     if grouped and not protocol.group_column:
         problems.append(
             "protocol.group_column is empty; name the manifest column whose groups stay together, e.g. speaker"

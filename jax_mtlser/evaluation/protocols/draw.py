@@ -124,9 +124,7 @@ def _column(manifest: Manifest, name: str, setting: str) -> list[str | None]:
     return manifest.column(name)
 
 
-def _groups(
-    manifest: Manifest, config: ProtocolConfig, transcripts: Sequence[str | None] | None
-) -> list[str | None]:
+def _groups(manifest: Manifest, config: ProtocolConfig, transcripts: Sequence[str | None] | None) -> list[str | None]:
     """Group of each row, by column and pattern."""
     column, pattern = config.group_column, config.group_pattern
     if column == "text":

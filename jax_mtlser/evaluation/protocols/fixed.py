@@ -83,7 +83,5 @@ def fold_of_parts(
         if groups is None:
             validation = stratified_part(rows["train"], labels, validation_fraction, generator)
         else:
-            validation = grouped_part(
-                rows["train"], groups, labels, validation_fraction, generator, column=column
-            )
+            validation = grouped_part(rows["train"], groups, labels, validation_fraction, generator, column=column)
     return make_fold(rows["train"], validation, rows["test"], seed)

@@ -109,7 +109,9 @@ def _parts(entries: Sequence[tuple["_Entry", FoldPart]], row_of: "_Rows", size: 
         if row is None:
             continue
         if parts[row] not in (None, part):
-            raise ProtocolError(f"{entry.name} is listed for {parts[row]} and for {part} of the same fold; list it once")
+            raise ProtocolError(
+                f"{entry.name} is listed for {parts[row]} and for {part} of the same fold; list it once"
+            )
         parts[row] = part
     return parts
 
@@ -164,7 +166,9 @@ def _part_files(folder: Path) -> dict[FoldPart, Path]:
         words = re.split(r"[^a-z]+", file.stem.lower())
         for part in {part for word in words if (part := part_named(word))}:
             if part in found:
-                raise ProtocolError(f"{folder} has two lists for {part}: {found[part].name} and {file.name}; remove one")
+                raise ProtocolError(
+                    f"{folder} has two lists for {part}: {found[part].name} and {file.name}; remove one"
+                )
             found[part] = file
     return found
 

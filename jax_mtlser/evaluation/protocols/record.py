@@ -11,9 +11,7 @@ from jax_mtlser.evaluation.protocols.folds import Fold, ProtocolError
 __all__ = ["folds_from_record", "folds_record"]
 
 
-def folds_record(
-    manifest: Manifest, drawn: Sequence[Sequence[Fold]], notes: Sequence[str] = ()
-) -> dict[str, Any]:
+def folds_record(manifest: Manifest, drawn: Sequence[Sequence[Fold]], notes: Sequence[str] = ()) -> dict[str, Any]:
     """Folds as utterance ids, ready for JSON, with a hash over all of them.
 
     Args:
