@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jax_mtlser.evaluation.leakage import CHANCE, RECORDING, Leakage
+from jax_mtlser.evaluation.leakage import CHANCE, RECORDING, TURNS, Leakage
 from jax_mtlser.run_folder import RunFolder, read_json
 
 __all__ = ["gather_leakage", "leakage_rows", "print_leakage", "verdict"]
 
-# A guess that comes this near to a model's WA could explain most of it; above chance, that it is no accident.
+# A guess this near to a model's WA could explain most of it; one no further above chance is as good as chance.
 _NEAR = 0.05
+_MOST = 0.5  # share of the test utterances from which on it is said that training knows them
 _ABSENT = "–"
 
 
@@ -33,7 +34,7 @@ def gather_leakage(run: RunFolder, finished: Sequence[tuple[int, int]]) -> dict[
 
 
 def verdict(leakage: Mapping[str, Any], wa: float | None = None) -> str:
-    """One sentence on what guesses from labels alone say about a score, and one on copied recordings.
+    """What guesses from labels alone say about a score, then what else training knows of the test utterances.
 
     Args:
         leakage: from :func:`gather_leakage`.
@@ -45,6 +46,20 @@ def verdict(leakage: Mapping[str, Any], wa: float | None = None) -> str:
         chance = probes.pop(CHANCE)
         best = max(probes, key=lambda name: probes[name])
         sentences.append(_meaning(best, probes[best], chance, wa))
+    known = leakage["known"]
+    if known.get("speaker", 0) > _MOST:
+        share = f"{100 * known['speaker']:.0f} %"
+        sentences.append(
+            f"Training has heard the speakers of {share} of the test utterances: no score is one on new voices."
+        )
+    if known.get("text", 0) > _MOST:
+        share = f"{100 * known['text']:.0f} %"
+        sentences.append(
+            f"It has the exact text of {share} of them: a word error rate is that of sentences it was trained on."
+            if known.get("speaker", 0) > _MOST
+            else f"Training has the exact text of {share} of the test utterances: a word error rate is that of sentences "
+            "it was trained on."
+        )
     if count := leakage["copies"]["count"]:
         examples = "; ".join(f"{test} is {train}" for test, train in leakage["copies"]["examples"])
         sentences.append(
@@ -55,37 +70,28 @@ def verdict(leakage: Mapping[str, Any], wa: float | None = None) -> str:
 
 
 def _meaning(name: str, best: float, chance: float, wa: float | None) -> str:
-    guess = f"the {name}" if name.startswith("nearest") else f"the majority of the same {name}"
-    guess = f"guessing from {guess} reaches WA {100 * best:.1f}"
-    if wa is None:
-        if best > chance + _NEAR:
-            return (
-                f"Without hearing anything, {guess} (chance: {100 * chance:.1f}); under this protocol a score "
-                "says something about hearing emotion only as far as it lies above that."
-            )
+    guess = "the nearest turns" if name == TURNS else f"the majority of the same {name}"
+    guess = f"Without hearing anything, guessing from {guess} reaches WA {100 * best:.1f}"
+    above = f"(chance: {100 * chance:.1f})"
+    if best <= chance + _NEAR and (wa is None or best <= wa - _NEAR):
+        score = "what a model scores beyond that" if wa is None else f"the model's {100 * wa:.1f}"
         return (
-            f"No guess from labels alone is clearly above chance ({100 * chance:.1f}; {guess}): what a model scores "
-            "beyond that comes from the recordings."
+            f"No guess from labels alone is clearly above chance (WA {100 * chance:.1f}, the best {100 * best:.1f}): "
+            f"{score} comes from the recordings."
         )
+    if wa is None:
+        return f"{guess} {above}; a score under this protocol shows that emotion is heard only as far as it lies above that."
     if best >= wa:
         return (
-            f"Without hearing anything, {guess}, no less than the model's {100 * wa:.1f}: under this protocol the score "
-            "does not show that emotion was recognised."
+            f"{guess} {above}, no less than the model's {100 * wa:.1f}: under this protocol the score does not show that "
+            "emotion was heard."
         )
     if best > wa - _NEAR:
         return (
-            f"Without hearing anything, {guess}, within {100 * (wa - best):.1f} points of the model's {100 * wa:.1f}: "
-            "most of this score can be had from what training knows about the test utterances."
+            f"{guess} {above}, within {100 * (wa - best):.1f} points of the model's {100 * wa:.1f}: most of this score "
+            "can be had from what training knows about the test utterances."
         )
-    if best > chance + _NEAR:
-        return (
-            f"Without hearing anything, {guess} (chance: {100 * chance:.1f}); compare the model's {100 * wa:.1f} with "
-            "that, not with chance."
-        )
-    return (
-        f"No guess from labels alone is clearly above chance ({100 * chance:.1f}; {guess}): the model's "
-        f"{100 * wa:.1f} comes from the recordings."
-    )
+    return f"{guess} {above}; compare the model's {100 * wa:.1f} with that, not with chance."
 
 
 def leakage_rows(leakage: Mapping[str, Any], models: Mapping[str, Mapping[str, float | None]]) -> list[dict[str, Any]]:
@@ -112,8 +118,8 @@ def print_leakage(
     leakage: Mapping[str, Any], models: Mapping[str, Mapping[str, float | None]], console: Console
 ) -> None:
     """Print the table and what it means for the first of the models."""
-    title = f"What training knows of the {leakage['tested']:,} test utterances without hearing them"
-    table = Table(box=box.SIMPLE, title=Text(title), title_justify="left")
+    console.print(f"What training knows of the {leakage['tested']:,} test utterances without hearing them:")
+    table = Table(box=box.SIMPLE)
     table.add_column("")
     table.add_column("in training", justify="right")
     table.add_column("guess: WA", justify="right")

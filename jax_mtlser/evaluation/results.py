@@ -12,7 +12,7 @@ from jax_mtlser.evaluation.metrics import SUMMARY_KEYS, TaskMetrics, mean_and_st
 from jax_mtlser.evaluation.predictions import read_predictions
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json
 
-__all__ = ["ResultsError", "gather_results"]
+__all__ = ["ResultsError", "gather_results", "protocol_summary"]
 
 
 _COPIED = ("name", "repeat", "fold", "seed", "epochs", "selected_epoch", "counts", "parameters", "seconds",
@@ -66,7 +66,7 @@ def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dic
             predictions.
     """
     config, folds = read_json(run.config), read_json(run.folds)
-    protocol = _protocol(config, folds)
+    protocol = protocol_summary(config, folds)
     columns = group_columns(protocol)
     members = [_read_member(folder, columns) for folder in run.members() if folder.result.is_file()]
     members.sort(key=lambda member: (member.result["repeat"], member.result["fold"]))
@@ -129,7 +129,8 @@ def _repeats(members: Sequence[_Member], folds: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _protocol(config: Mapping[str, Any], folds: Mapping[str, Any]) -> dict[str, Any]:
+def protocol_summary(config: Mapping[str, Any], folds: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol as ``results.json`` keeps it, from the dicts of ``config.json`` and ``folds.json``."""
     protocol = to_dict(from_dict(ProtocolConfig, config["protocol"]))
     # The number in config.json may be 0, "one fold per group"; folds.json knows how many that are.
     drawn = max((len(entry["folds"]) for entry in folds["repeats"]), default=protocol["folds"])

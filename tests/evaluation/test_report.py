@@ -12,7 +12,7 @@ import pytest
 from matplotlib.text import Text
 from rich.console import Console
 
-from jax_mtlser.config import Config, CorpusConfig, CorpusKind, ProtocolKind, to_dict
+from jax_mtlser.config import Config, CorpusConfig, CorpusKind, ProtocolConfig, ProtocolKind, to_dict
 from jax_mtlser.corpora.manifest import Manifest, Utterance, write_manifest
 from jax_mtlser.evaluation import figures
 from jax_mtlser.evaluation.metrics import ConfusionSums
@@ -353,13 +353,15 @@ def test_the_terminal_table_of_one_repeat_marks_absent_tasks():
         "speaker_accuracy": None,
         "wer": None,
     }
-    protocol = {"kind": "grouped", "folds": 1, "repeats": 1, "seed": 0, "group_column": HOSTILE}
+    protocol = to_dict(ProtocolConfig(kind=ProtocolKind.GROUPED, folds=1, group_column=HOSTILE))
+    protocol |= {"selection": "last", "notes": []}
     results = {
         "folds": [{"name": "[bold]x", "metrics": summary}],
         "pooled": summary,
         "protocol": protocol,
         "repeats": {"values": [summary], "mean": summary, "std": dict.fromkeys(summary)},
         "missing": ["r0_f1"],
+        "leakage": None,
     }
     shown = _printed(results)
     assert re.search(r"\[bold\]x +50.00 +25.00 +20.00 +– +– +–", shown)
