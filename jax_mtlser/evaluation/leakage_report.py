@@ -43,7 +43,7 @@ def verdict(leakage: Mapping[str, Any], wa: float | None = None) -> str:
     sentences = []
     probes = {name: score["wa"] for name, score in leakage["probes"].items()}
     if len(probes) > 1:
-        chance = probes.pop(CHANCE)
+        chance = probes[CHANCE]
         best = max(probes, key=lambda name: probes[name])
         sentences.append(_meaning(best, probes[best], chance, wa))
     known = leakage["known"]
@@ -70,7 +70,7 @@ def verdict(leakage: Mapping[str, Any], wa: float | None = None) -> str:
 
 
 def _meaning(name: str, best: float, chance: float, wa: float | None) -> str:
-    guess = "the nearest turns" if name == TURNS else f"the majority of the same {name}"
+    guess = f"the {name}" if name in (CHANCE, TURNS) else f"the majority of the same {name}"
     guess = f"Without hearing anything, guessing from {guess} reaches WA {100 * best:.1f}"
     above = f"(chance: {100 * chance:.1f})"
     if best <= chance + _NEAR and (wa is None or best <= wa - _NEAR):

@@ -102,4 +102,4 @@ def _sizes(folds: Sequence[Fold]) -> str:
         sizes = [len(getattr(fold, part)) for fold in folds]
         shown = f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
         parts.append(f"{shown} for {part}")
-    return f"{len(folds)} folds: {', '.join(parts)}"
+    return f"{len(folds)} {'fold' if len(folds) == 1 else 'folds'}: {', '.join(parts)}"
