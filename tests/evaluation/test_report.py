@@ -15,6 +15,7 @@ from rich.console import Console
 from jax_mtlser.config import Config, CorpusConfig, CorpusKind, ProtocolConfig, ProtocolKind, to_dict
 from jax_mtlser.corpora.manifest import Manifest, Utterance, write_manifest
 from jax_mtlser.evaluation import figures
+from jax_mtlser.evaluation.leakage import RECORDING, Leakage
 from jax_mtlser.evaluation.metrics import ConfusionSums
 from jax_mtlser.evaluation.predictions import Prediction, write_predictions
 from jax_mtlser.evaluation.report import print_results, write_report
@@ -291,7 +292,12 @@ def test_hostile_names_are_only_text(tmp_path):
         epochs=2,
         name=HOSTILE,
     )
+    copies = Leakage(20, {HOSTILE: (3, 20), RECORDING: (1, 20)}, {}, ((HOSTILE, "[/red]"),))
+    write_json(run.leakage, {"folds": [{"repeat": 0, "fold": fold, **copies.to_dict()} for fold in range(2)]})
     path = write_report(run)
+    assert "15.00" in _text(path)
+    assert "2 test utterances are recordings that training has too" in _text(path)
+    assert f"({HOSTILE} is [/red])" in " ".join(_printed(gather_results(run)).split())
     source = path.read_text(encoding="utf-8")
     assert "<script" not in source
     assert HOSTILE in _text(path)
