@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jax_mtlser.evaluation.metrics import ConfusionSums
+from jax_mtlser.evaluation.natural_order import natural_order
 from jax_mtlser.evaluation.predictions import Prediction
-from jax_mtlser.evaluation.protocols import natural_order
 
 __all__ = ["GroupSums", "group_columns", "merged_groups", "score_groups", "summarised_groups"]
 

@@ -19,7 +19,8 @@ import numpy as np
 from jax_mtlser.config import ProtocolConfig
 from jax_mtlser.corpora.manifest import Manifest
 from jax_mtlser.evaluation.metrics import ConfusionSums
-from jax_mtlser.evaluation.protocols import Fold, natural_order
+from jax_mtlser.evaluation.natural_order import natural_order
+from jax_mtlser.evaluation.protocols import Fold
 
 __all__ = ["CHANCE", "PAIR", "RECORDING", "TURNS", "Leakage", "LeakageMeter", "leakage_record"]
 
@@ -150,12 +151,8 @@ class LeakageMeter:
             pair = self._keys.get(PAIR, self._keys["dialogue"])
             nearest = self._nearest(fold, _majorities(train, pair, labels, overall), pair)
             guesses[TURNS] = [nearest.get(row) for row in tested]
-        copies: list[tuple[str, str]] = []
+        copies = self._copied(fold)
         if self._copies is not None:
-            heard = {self._copies[row]: row for row in reversed(fold.train)}
-            copies = [
-                (self._ids[row], self._ids[heard[self._copies[row]]]) for row in fold.test if self._copies[row] in heard
-            ]
             known[RECORDING] = len(copies), len(fold.test)
         probes: dict[str, ConfusionSums] = {}
         if train and tested:
@@ -166,6 +163,14 @@ class LeakageMeter:
                 for name, values in guesses.items()
             }
         return Leakage(len(fold.test), known, probes, tuple(copies[:_EXAMPLES]))
+
+    def _copied(self, fold: Fold) -> list[tuple[str, str]]:
+        """Test utterances with the training utterance that is the same recording."""
+        if self._copies is None:
+            return []
+        heard = {self._copies[row]: row for row in reversed(fold.train)}
+        pairs = [(row, heard[self._copies[row]]) for row in fold.test if self._copies[row] in heard]
+        return [(self._ids[test], self._ids[train]) for test, train in pairs]
 
     def _nearest(self, fold: Fold, majority: Mapping[Any, str], keys: Sequence[Any]) -> dict[int, str]:
         """The guess from the nearest turns, for each row that has some."""
@@ -185,23 +190,18 @@ class LeakageMeter:
         return guesses
 
 
-def leakage_record(
-    meter: LeakageMeter, drawn: Sequence[Sequence[Fold]], chosen: Iterable[tuple[int, int]] | None = None
-) -> dict[str, Any]:
-    """The leakage of each fold, ready for JSON.
+def leakage_record(meter: LeakageMeter, drawn: Sequence[Sequence[Fold]]) -> dict[str, Any]:
+    """The leakage of every fold, ready for JSON.
 
     Args:
         meter: of the corpus.
         drawn: folds of each repeat.
-        chosen: (repeat, fold) to measure; None: all.
     """
-    wanted = None if chosen is None else set(chosen)
     return {
         "folds": [
             {"repeat": repeat, "fold": number, **meter.of(fold).to_dict()}
             for repeat, folds in enumerate(drawn)
             for number, fold in enumerate(folds)
-            if wanted is None or (repeat, number) in wanted
         ]
     }
 

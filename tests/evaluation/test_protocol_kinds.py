@@ -373,6 +373,22 @@ def test_the_layout_of_emobox(tmp_path):
     assert [fold.test for fold in single] == [drawn[2].test]
 
 
+def test_recordings_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    paths = ("corpus/liu/sad/201.wav", "corpus/liu/angry/201.wav", "corpus/wang/angry/201.wav", "corpus/wang/sad/7.wav")
+    manifest = Manifest(
+        "casia", tuple(Utterance(id=f"c{i}", path=Path(path), emotion="x") for i, path in enumerate(paths))
+    )
+    parts = ("test", "train", "dev", "train")
+    lines = [f"downloads/{path},{part}" for path, part in zip(paths, parts, strict=True)]
+    (tmp_path / "parts.csv").write_text("wav,split\n" + "\n".join(lines))
+    ((fold,),) = draw_folds(manifest, lists(tmp_path / "parts.csv"))
+    assert (fold.train, fold.validation, fold.test) == ((1, 3), (2,), (0,))
+    # The name alone says nothing, nor does that of a file with several utterances.
+    (tmp_path / "names.csv").write_text("wav,split\n201.wav,train\n7.wav,train\nc2,test\n")
+    ((fold,),) = draw_folds(manifest, lists(tmp_path / "names.csv"))
+    assert (fold.train, fold.test) == ((3,), (2,))
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

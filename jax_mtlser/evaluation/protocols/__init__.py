@@ -9,7 +9,7 @@ from jax_mtlser.evaluation.protocols.draw import draw_folds, fold_notes
 from jax_mtlser.evaluation.protocols.fixed import fold_of_parts, part_named
 from jax_mtlser.evaluation.protocols.folds import Fold, ProtocolError
 from jax_mtlser.evaluation.protocols.grouped import grouped_folds
-from jax_mtlser.evaluation.protocols.lists import natural_order, read_fold_lists
+from jax_mtlser.evaluation.protocols.lists import read_fold_lists
 from jax_mtlser.evaluation.protocols.record import folds_from_record, folds_record
 from jax_mtlser.evaluation.protocols.stratified import stratified_folds
 
@@ -22,7 +22,6 @@ __all__ = [
     "folds_from_record",
     "folds_record",
     "grouped_folds",
-    "natural_order",
     "part_named",
     "read_fold_lists",
     "stratified_folds",

@@ -6,22 +6,25 @@ names). A folder holds one folder per fold, with one file per part whose name sa
 (``iemocap_train_fold_1.jsonl``), or such files for a single fold: the layout of EmoBox (Ma et al., 2024).
 
 An utterance is found by its id, by its id behind the name of its corpus (EmoBox: ``iemocap-Ses01F_impro01_F000``),
-or by the name of its recording.
+or by its recording: the file's name and, where several have the same, the folders that it lies in.
 """
 
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
 
 from jax_mtlser.corpora.manifest import Manifest
+from jax_mtlser.evaluation.natural_order import natural_order
 from jax_mtlser.evaluation.protocols.fixed import FoldPart, part_named
 from jax_mtlser.evaluation.protocols.folds import ProtocolError
 
-__all__ = ["FoldLists", "natural_order", "read_fold_lists"]
+__all__ = ["FoldLists", "read_fold_lists"]
 
 _ID_COLUMNS = ("id", "key", "utterance", "utterance_id", "file", "filename", "path", "wav")
 _VALUE_COLUMNS = ("split", "part", "partition", "split_set", "set", "fold")
@@ -47,14 +50,13 @@ class _Entry:
     """One line of a list: the names under which the utterance may be known."""
 
     def __init__(self, line: Mapping[str, str], where: str) -> None:
-        plain = {(key or "").strip().lower(): value for key, value in line.items()}
-        found = [str(plain[column]).strip() for column in _ID_COLUMNS if plain.get(column)]
-        if not found:
+        plain = _plain(line)
+        self.names = [plain[column] for column in _ID_COLUMNS if plain.get(column)]
+        if not self.names:
             raise ProtocolError(f"{where}: no id; name a column {', '.join(_ID_COLUMNS[:-1])} or {_ID_COLUMNS[-1]}")
-        self.name = found[0]
-        corpus = str(plain.get("dataset", ""))
-        self.candidates = [*found, *(name.removeprefix(f"{corpus}-") for name in found)]
-        self.candidates += [PurePosixPath(name).stem for name in found]
+        self.name = self.names[0]
+        if corpus := plain.get("dataset"):
+            self.names += [name.removeprefix(f"{corpus}-") for name in self.names]
 
 
 class _Rows:
@@ -62,17 +64,39 @@ class _Rows:
 
     def __init__(self, manifest: Manifest) -> None:
         self._by_id = {utterance.id: row for row, utterance in enumerate(manifest.utterances)}
-        self._by_recording: dict[str, int | None] = {}
-        for row, utterance in enumerate(manifest.utterances):
-            # A recording with two utterances names neither.
-            self._by_recording[utterance.path.stem] = None if utterance.path.stem in self._by_recording else row
+        self._paths = [_steps(utterance.path) for utterance in manifest.utterances]
+        self._by_recording: dict[str, list[int]] = {}
+        for row, steps in enumerate(self._paths):
+            self._by_recording.setdefault(steps[0], []).append(row)
 
     def __call__(self, entry: _Entry) -> int | None:
-        for index in (self._by_id, self._by_recording):
-            for name in entry.candidates:
-                if (row := index.get(name)) is not None:
-                    return row
+        for name in entry.names:
+            if (row := self._by_id.get(name)) is not None:
+                return row
+        for name in entry.names:
+            steps = _steps(PurePosixPath(name))
+            rows = self._by_recording.get(steps[0], [])
+            shared = [_shared(steps, self._paths[row]) for row in rows]
+            best = [row for row, count in zip(rows, shared, strict=True) if count == max(shared)]
+            # A recording with several utterances names none of them.
+            if len(best) == 1:
+                return best[0]
         return None
+
+
+def _steps(path: PurePath) -> list[str]:
+    """The parts of a path from its end, the file's name without suffix."""
+    return [path.stem, *reversed(path.parts[:-1])]
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """Number of equal steps from the end of two paths."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _plain(line: Mapping[str, Any]) -> dict[str, str]:
+    """Cells by the lower-case names of their columns; empty ones are left out."""
+    return {(name or "").strip().lower(): str(value).strip() for name, value in line.items() if value not in (None, "")}
 
 
 def read_fold_lists(path: Path, manifest: Manifest) -> FoldLists:
@@ -116,12 +140,6 @@ def _parts(entries: Sequence[tuple["_Entry", FoldPart]], row_of: "_Rows", size: 
     return parts
 
 
-def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts fold 10 behind fold 9."""
-    pieces = re.split(r"(\d+)", name)
-    return [(0, int(piece), piece) if piece.isdecimal() else (1, 0, piece) for piece in pieces]
-
-
 def _read_table(path: Path) -> list[list[tuple[_Entry, FoldPart]]]:
     lines = [(_Entry(line, where), _value(line, where)) for line, where in _lines(path)]
     values = sorted({value for _, value in lines}, key=natural_order)
@@ -136,8 +154,8 @@ def _read_table(path: Path) -> list[list[tuple[_Entry, FoldPart]]]:
 
 
 def _value(line: Mapping[str, str], where: str) -> str:
-    plain = {(key or "").strip().lower(): value for key, value in line.items()}
-    value = next((str(plain[column]).strip() for column in _VALUE_COLUMNS if plain.get(column) not in (None, "")), "")
+    plain = _plain(line)
+    value = next((plain[column] for column in _VALUE_COLUMNS if plain.get(column)), "")
     if not value:
         raise ProtocolError(f"{where}: no part or fold; name a column {', '.join(_VALUE_COLUMNS[:-1])} or fold")
     return value
