@@ -11,8 +11,8 @@ RANDOM_FOLDS = (
     "measure that."
 )
 OPTIMISTIC = (
-    "The tested epoch was chosen by its score on the test part itself, so every score is higher than the same model "
-    "would reach on utterances that had no say in it. Compare it only with results that were chosen the same way."
+    "The tested epoch was chosen by its score on the test part itself, so expect the same model to score lower on "
+    "utterances that had no say in it. Compare it only with results that were chosen the same way."
 )
 
 
@@ -39,7 +39,8 @@ def protocol_sentence(protocol: Mapping[str, Any]) -> str:
     first, last = protocol["seed"], protocol["seed"] + protocol["repeats"] - 1
     times = f"{protocol['repeats']} repeats with seeds {first} to {last}" if last > first else f"seed {first}"
     folds = f"{protocol['folds']}-fold cross-validation" if protocol["folds"] > 1 else "One division"
-    share = f"{100 * protocol['validation_fraction']:g} % of each training part is held out for validation"
+    fraction = protocol["validation_fraction"]
+    share = f"{f'{100 * fraction:g} %' if fraction else 'nothing'} of each training part is held out for validation"
     match protocol["kind"]:
         case "stratified":
             drawn = "utterances drawn at random, with the share of each emotion kept"

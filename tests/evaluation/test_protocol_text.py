@@ -43,6 +43,11 @@ def summary(config, selection="last", folds=5, notes=()):
             "Who shares a session with the tested is trained on; 10 % of each",
         ),
         (
+            ProtocolConfig(validation_fraction=0.0),
+            "stratified random",
+            "kept. Nothing of each training part is held out for validation; the parameters of the last epoch are tested.",
+        ),
+        (
             ProtocolConfig(filter_column="improvised", filter_values=("yes", "so")),
             "stratified random, improvised yes or so only, seed 0",
             "Only utterances with improvised yes or so are used.",
