@@ -15,6 +15,11 @@ _COMMANDS = {
         "train:train_command",
     ),
     "eval": ("--workdir DIR", "judge a finished run again", "evaluate:eval_command"),
+    "leakage": (
+        "--config FILE [--config.FIELD=VALUE ...] | --workdir DIR",
+        "what a protocol lets training know of its test utterances",
+        "leakage:leakage_command",
+    ),
     "export": (
         "--workdir DIR [--member NAME] --to FOLDER",
         "encoder in Hugging Face layout",

@@ -127,6 +127,11 @@ class RunFolder:
         return self.path / "folds.json"
 
     @property
+    def leakage(self) -> Path:
+        """What each fold's training part knows of its test part, and what guesses from that score."""
+        return self.path / "leakage.json"
+
+    @property
     def results(self) -> Path:
         """Pooled, per-fold and per-repeat results."""
         return self.path / "results.json"

@@ -9,7 +9,7 @@ from jax_mtlser.config.corpus import AudioConfig, CorpusConfig, CorpusKind, Demo
 from jax_mtlser.config.dicts import architecture_from_dict, from_dict, to_dict
 from jax_mtlser.config.errors import ConfigError
 from jax_mtlser.config.model import EncoderConfig, Freeze, HeadInput, ModelConfig, VocabularyConfig, VocabularySource
-from jax_mtlser.config.protocol import ProtocolConfig, ProtocolKind
+from jax_mtlser.config.protocol import Mates, ProtocolConfig, ProtocolKind
 from jax_mtlser.config.run import Config
 from jax_mtlser.config.training import (
     BatchingConfig,
@@ -37,6 +37,7 @@ __all__ = [
     "Freeze",
     "HeadInput",
     "LearningRateSchedule",
+    "Mates",
     "ModelConfig",
     "OptimizerConfig",
     "Precision",

@@ -53,6 +53,8 @@ class Selection(enum.Enum):
 
     LAST = "last"
     BEST_VALIDATION = "best_validation"  # highest validation UA, the earliest on ties
+    # Highest UA on the test part itself, as some papers report: every output of such a run says that it is optimistic.
+    BEST_TEST = "best_test"
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -1,13 +1,14 @@
 """Judges a configuration before anything is loaded."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from jax_mtlser.architecture import EncoderFamily
 from jax_mtlser.config.corpus import CorpusKind
 from jax_mtlser.config.errors import ConfigError
 from jax_mtlser.config.model import EncoderConfig, Freeze
-from jax_mtlser.config.protocol import ProtocolKind
+from jax_mtlser.config.protocol import Mates, ProtocolConfig, ProtocolKind
 from jax_mtlser.config.run import Config
 from jax_mtlser.config.training import Selection
 
@@ -95,36 +96,62 @@ def validate(config: Config) -> None:
     )
 
     protocol, training = config.protocol, config.training
-    grouped = protocol.kind is ProtocolKind.GROUPED
-    require(
-        protocol.folds >= 2 or (grouped and protocol.folds == 0),
-        f"protocol.folds is {protocol.folds}; use 2 or more{', or 0 for one fold per group' if grouped else ''}",
-    )
-    require(
-        not grouped or protocol.group_column != "",
-        "protocol.group_column is empty; name the manifest column whose groups stay together, e.g. speaker",
-    )
+    problems += _protocol_problems(protocol)
     positive(protocol__repeats=protocol.repeats, training__epochs=training.epochs)
-    require(protocol.seed >= 0, f"protocol.seed is {protocol.seed}; it must be 0 or greater")
     require(training.seed >= 0, f"training.seed is {training.seed}; it must be 0 or greater")
     fraction(protocol__validation_fraction=protocol.validation_fraction)
+    validating_mates = protocol.mate_column != "" and protocol.mates is Mates.VALIDATION
     require(
-        protocol.validation_fraction > 0 or training.selection is Selection.LAST,
+        protocol.validation_fraction > 0 or validating_mates or training.selection is not Selection.BEST_VALIDATION,
         "protocol.validation_fraction is 0, so no best epoch can be chosen; "
         "set it above 0 or use --config.training.selection=last",
     )
-    for name, chosen, count in (
-        ("only_folds", protocol.only_folds, protocol.folds),
-        ("only_repeats", protocol.only_repeats, protocol.repeats),
-    ):
-        outside = [index for index in chosen if index < 0 or (count > 0 and index >= count)]
-        require(not outside, f"protocol.{name} names {outside}; indices run from 0 to {count - 1}")
     positive(
         training__log_every_steps=training.log_every_steps,
         training__checkpoint_every_steps=training.checkpoint_every_steps,
     )
     require(training.data_devices >= 0, f"training.data_devices is {training.data_devices}; use 0 for all devices")
     _raise(problems)
+
+
+def _protocol_problems(protocol: ProtocolConfig) -> Sequence[str]:
+    problems = []
+    kind, folds = protocol.kind, protocol.folds
+    grouped = kind is ProtocolKind.GROUPED
+    if kind in (ProtocolKind.STRATIFIED, ProtocolKind.GROUPED) and not (folds >= 2 or (grouped and folds == 0)):
+        problems.append(f"protocol.folds is {folds}; use 2 or more{', or 0 for one fold per group' if grouped else ''}")
+    if grouped and not protocol.group_column:
+        problems.append(
+            "protocol.group_column is empty; name the manifest column whose groups stay together, e.g. speaker"
+        )
+    if kind is ProtocolKind.FIXED and not protocol.split_column:
+        problems.append("protocol.split_column is empty; name the manifest column that says train, dev or test")
+    if kind is ProtocolKind.LISTS and not protocol.fold_lists:
+        problems.append("protocol.fold_lists is empty; name the file or folder with --config.protocol.fold_lists=PATH")
+    if protocol.mate_column and not grouped:
+        problems.append(
+            f"protocol.mate_column is {protocol.mate_column!r}, but protocol.kind is {kind.value}; groups have mates, so "
+            "use --config.protocol.kind=grouped"
+        )
+    if bool(protocol.filter_column) != bool(protocol.filter_values):
+        problems.append(
+            f"protocol.filter_column is {protocol.filter_column!r} and filter_values is {protocol.filter_values}; a "
+            "filter takes a column and the values to keep"
+        )
+    try:
+        re.compile(protocol.group_pattern)
+    except re.error as error:
+        problems.append(f"protocol.group_pattern is {protocol.group_pattern!r}, no regular expression: {error}")
+    if protocol.seed < 0:
+        problems.append(f"protocol.seed is {protocol.seed}; it must be 0 or greater")
+    counted = {"only_folds": (protocol.only_folds, folds), "only_repeats": (protocol.only_repeats, protocol.repeats)}
+    if kind in (ProtocolKind.FIXED, ProtocolKind.LISTS):
+        counted["only_folds"] = (protocol.only_folds, 0)  # known when the folds are drawn
+    for name, (chosen, count) in counted.items():
+        outside = [index for index in chosen if index < 0 or (count > 0 and index >= count)]
+        if outside:
+            problems.append(f"protocol.{name} names {outside}; indices run from 0 to {count - 1}")
+    return problems
 
 
 def _encoder_problems(encoder: EncoderConfig) -> Sequence[str]:

@@ -17,7 +17,9 @@ from rich.text import Text
 
 from jax_mtlser.corpora.manifest import read_manifest
 from jax_mtlser.evaluation import figures
+from jax_mtlser.evaluation.leakage_report import leakage_rows, print_leakage
 from jax_mtlser.evaluation.metrics import SUMMARY_KEYS, ConfusionSums, mean_and_std
+from jax_mtlser.evaluation.protocol_text import protocol_sentence, protocol_title, protocol_warnings
 from jax_mtlser.evaluation.results import gather_results
 from jax_mtlser.run_folder import RunFolder, read_json, read_json_lines, write_text
 
@@ -34,16 +36,11 @@ _LONG_NAMES = {
     "speaker_accuracy": "accuracy",
     "wer": "word error rate, lower is better",
 }
-_RANDOM_FOLDS = (
-    "The test utterances were drawn at random, so training has as a rule heard their speakers, and other turns "
-    "of the same conversations. Expect lower scores on people and conversations it has not heard; grouped folds "
-    "measure that."
-)
 
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
     """Print the dict of :func:`gather_results` as a table, in per cent of test utterances or words."""
-    table = Table(box=box.SIMPLE, title=Text(_protocol_title(results["protocol"])), title_justify="left")
+    table = Table(box=box.SIMPLE, title=Text(protocol_title(results["protocol"])), title_justify="left")
     table.add_column("")
     for key in SUMMARY_KEYS:
         table.add_column(_SHORT_NAMES[key], justify="right", no_wrap=True)
@@ -64,8 +61,10 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     console.print("Per cent. WA: accuracy. UA: mean recall over emotions. WER: lower is better.")
     if results["missing"]:
         console.print(Text(f"Not finished: {', '.join(results['missing'])}", style="yellow"))
-    if results["protocol"]["kind"] == "stratified":
-        console.print(Text(_RANDOM_FOLDS, style="yellow"))
+    for title, warning in protocol_warnings(results["protocol"]).items():
+        console.print(Text(f"{title}: {warning}", style="yellow"))
+    if results["leakage"]:
+        print_leakage(results["leakage"], {"this model": results["pooled"]}, console)
 
 
 def write_report(run: RunFolder) -> Path:
@@ -84,10 +83,14 @@ def write_report(run: RunFolder) -> Path:
         names=_SHORT_NAMES,
         headline=_headline(results),
         headline_note=_headline_note(results),
-        protocol=_protocol_sentence(results["protocol"]),
+        protocol=protocol_sentence(results["protocol"]),
         fold_hash=folds["hash"],
         progress=_progress(results, folds),
-        warning=_RANDOM_FOLDS if results["protocol"]["kind"] == "stratified" else None,
+        warnings=protocol_warnings(results["protocol"]),
+        optimistic=results["optimistic"],
+        leakage=results["leakage"],
+        leakage_rows=leakage_rows(results["leakage"], {"this model": results["pooled"]}) if results["leakage"] else [],
+        groups=results["groups"],
         folds=results["folds"],
         fold_moments=_moments([fold["metrics"] for fold in results["folds"]]),
         repeats=results["repeats"],
@@ -159,27 +162,6 @@ def _headline_note(results: Mapping[str, Any]) -> str:
             "cross-validation, each pooled over the test parts of its folds."
         )
     return f"Per cent; pooled over {tested:,} predictions on test parts."
-
-
-def _protocol_title(protocol: Mapping[str, Any]) -> str:
-    drawn = "stratified random" if protocol["kind"] == "stratified" else f"grouped by {protocol['group_column']}"
-    times = f", {protocol['repeats']} repeats" if protocol["repeats"] > 1 else ""
-    return f"{protocol['folds']}-fold cross-validation, {drawn}{times}, seed {protocol['seed']}"
-
-
-def _protocol_sentence(protocol: Mapping[str, Any]) -> str:
-    if protocol["kind"] == "stratified":
-        drawn = "utterances drawn at random, with the share of each emotion kept"
-    else:
-        drawn = f"all utterances with the same {protocol['group_column']} in the same part"
-    first, last = protocol["seed"], protocol["seed"] + protocol["repeats"] - 1
-    times = f"{protocol['repeats']} repeats with seeds {first} to {last}" if last > first else f"seed {first}"
-    held_out = f"{100 * protocol['validation_fraction']:g} % of each training part is held out for validation"
-    tested = {
-        "last": "the parameters of the last epoch are tested",
-        "best_validation": "the epoch with the highest validation UA is tested",
-    }.get(protocol["selection"], f"selection: {protocol['selection']}")
-    return f"{protocol['folds']}-fold cross-validation, {times}: {drawn}. {held_out}; {tested}."
 
 
 def _progress(results: Mapping[str, Any], folds: Mapping[str, Any]) -> str | None:

@@ -5,11 +5,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jax_mtlser.config import ProtocolConfig, from_dict, to_dict
+from jax_mtlser.evaluation.group_scores import GroupSums, group_columns, merged_groups, score_groups, summarised_groups
+from jax_mtlser.evaluation.leakage_report import gather_leakage, verdict
 from jax_mtlser.evaluation.metrics import SUMMARY_KEYS, TaskMetrics, mean_and_std, score
 from jax_mtlser.evaluation.predictions import read_predictions
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json
 
-__all__ = ["ResultsError", "gather_results"]
+__all__ = ["ResultsError", "gather_results", "protocol_summary"]
 
 
 _COPIED = ("name", "repeat", "fold", "seed", "epochs", "selected_epoch", "counts", "parameters", "seconds",
@@ -22,10 +25,11 @@ class ResultsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class _Member:
-    """A finished member: its ``result.json`` and the sums over its test predictions."""
+    """A finished member: its ``result.json`` and the sums over its test predictions, also by group."""
 
     result: Mapping[str, Any]
     test: TaskMetrics
+    groups: GroupSums
 
     def entry(self) -> dict[str, Any]:
         return {key: self.result.get(key) for key in _COPIED} | {"metrics": self.test.summary()}
@@ -50,6 +54,10 @@ def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dic
         - ``folds``: one entry per member, with ``metrics``;
         - ``repeats``: ``complete`` and ``incomplete`` list repeat numbers; ``values`` has a summary for each
           complete one, pooled over its folds; ``mean`` and ``std`` are over ``values``;
+        - ``optimistic``: whether a member's epoch was chosen on its test part;
+        - ``groups``: by column (session, speaker, ...) a list of ``value``, ``count``, ``wa`` and ``ua``;
+        - ``leakage``: of the members' folds, see :meth:`~jax_mtlser.evaluation.leakage.Leakage.summary`, with
+          ``verdict``, what it means for the pooled WA; None where it was not measured;
         - ``protocol``, ``versions``;
         - ``missing``: expected members that are not finished.
 
@@ -57,11 +65,14 @@ def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dic
         ResultsError: when two members are the same fold of the same repeat, or a finished member has no
             predictions.
     """
-    members = [_read_member(folder) for folder in run.members() if folder.result.is_file()]
+    config, folds = read_json(run.config), read_json(run.folds)
+    protocol = protocol_summary(config, folds)
+    columns = group_columns(protocol)
+    members = [_read_member(folder, columns) for folder in run.members() if folder.result.is_file()]
     members.sort(key=lambda member: (member.result["repeat"], member.result["fold"]))
     _require_distinct(members)
-    folds = read_json(run.folds)
     pooled = _pooled(members)
+    leakage = gather_leakage(run, [(member.result["repeat"], member.result["fold"]) for member in members])
     finished = {member.result["name"] for member in members}
     return {
         "pooled": pooled.summary(),
@@ -69,20 +80,23 @@ def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dic
         and {"labels": list(pooled.emotion.labels), "matrix": pooled.emotion.matrix.tolist()},
         "folds": [member.entry() for member in members],
         "repeats": _repeats(members, folds),
-        "protocol": _protocol(read_json(run.config), folds),
+        "optimistic": any(member.result["selection"] == "best_test" for member in members),
+        "groups": summarised_groups(merged_groups(member.groups for member in members)),
+        "leakage": leakage and {**leakage, "verdict": verdict(leakage, pooled.summary()["wa"])},
+        "protocol": protocol,
         "versions": _versions(members),
         "missing": [name for name in expected or () if name not in finished],
     }
 
 
-def _read_member(folder: MemberFolder) -> _Member:
+def _read_member(folder: MemberFolder, columns: Sequence[str]) -> _Member:
     result = read_json(folder.result)
     if not folder.predictions.is_file():
         raise ResultsError(
             f"{folder.path} is finished but has no {folder.predictions.name}; delete it to train it again"
         )
-    test = (row for row in read_predictions(folder.predictions) if row.part == "test")
-    return _Member(result, score(test, result["labels"]))
+    test = [row for row in read_predictions(folder.predictions) if row.part == "test"]
+    return _Member(result, score(test, result["labels"]), score_groups(test, columns))
 
 
 def _require_distinct(members: Sequence[_Member]) -> None:
@@ -115,19 +129,17 @@ def _repeats(members: Sequence[_Member], folds: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _protocol(config: Mapping[str, Any], folds: Mapping[str, Any]) -> dict[str, Any]:
-    protocol = config["protocol"]
+def protocol_summary(config: Mapping[str, Any], folds: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol as ``results.json`` keeps it, from the dicts of ``config.json`` and ``folds.json``."""
+    protocol = to_dict(from_dict(ProtocolConfig, config["protocol"]))
     # The number in config.json may be 0, "one fold per group"; folds.json knows how many that are.
     drawn = max((len(entry["folds"]) for entry in folds["repeats"]), default=protocol["folds"])
     return {
-        "kind": protocol["kind"],
+        **{name: value for name, value in protocol.items() if not name.startswith("only_")},
         "folds": drawn,
-        "repeats": protocol["repeats"],
-        "seed": protocol["seed"],
-        "group_column": protocol["group_column"],
-        "validation_fraction": protocol["validation_fraction"],
         "selection": config["training"]["selection"],
         "fold_hash": folds["hash"],
+        "notes": folds.get("notes", []),
     }
 
 

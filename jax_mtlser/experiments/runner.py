@@ -10,12 +10,14 @@ import jax
 from jax_mtlser import runtime
 from jax_mtlser.config import Config, from_dict, to_dict, validate
 from jax_mtlser.corpora.manifest import read_manifest, write_manifest
+from jax_mtlser.data.duplicates import first_copies
 from jax_mtlser.data.labels import LabelMaps
 from jax_mtlser.data.packed import write_skipped
 from jax_mtlser.data.vocabulary import Vocabulary, min_frames
+from jax_mtlser.evaluation.leakage import LeakageMeter, leakage_record
 from jax_mtlser.evaluation.metrics import score
 from jax_mtlser.evaluation.predictions import Prediction, read_predictions, write_predictions
-from jax_mtlser.evaluation.protocols import draw_folds, folds_from_record, folds_record
+from jax_mtlser.evaluation.protocols import draw_folds, fold_notes, folds_from_record, folds_record
 from jax_mtlser.evaluation.report import print_results, write_report
 from jax_mtlser.evaluation.results import gather_results
 from jax_mtlser.experiments.experiment import Experiment
@@ -64,9 +66,12 @@ def train_run(config: Config, workdir: Path, display: Display) -> int:
     _claim(run, config)
     display.line(f"run folder: {workdir}")
     experiment = Experiment.load(config, display)
-    drawn = draw_folds(experiment.manifest, config.protocol)
+    drawn = draw_folds(experiment.manifest, config.protocol, experiment.transcripts)
     members = members_of(config.protocol, config.training.seed, drawn)
-    record = folds_record(experiment.manifest, drawn)
+    notes = fold_notes(experiment.manifest, config.protocol, drawn)
+    for note in notes:
+        display.line(note)
+    record = folds_record(experiment.manifest, drawn, notes)
     if run.folds.exists() and read_json(run.folds)["hash"] != record["hash"]:
         raise RunError(
             f"{run.folds} holds other folds than this corpus and configuration give: the corpus has changed since. "
@@ -76,6 +81,9 @@ def train_run(config: Config, workdir: Path, display: Display) -> int:
     write_manifest(experiment.manifest, run.corpus)
     write_skipped(experiment.skipped, run.skipped)
     write_json(run.folds, record)
+    copies = first_copies(experiment.audio)
+    meter = LeakageMeter(experiment.manifest, config.protocol, experiment.transcripts, copies)
+    write_json(run.leakage, leakage_record(meter, drawn))
 
     failures: dict[str, str] = {}
     for member in members:
@@ -170,6 +178,7 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
         judge,
         member.parts.train,
         member.parts.validation,
+        member.parts.test,
         config=config.training,
         seed=member.seed,
         initial_state=lambda: experiment.initial_state(member, judge.steps),

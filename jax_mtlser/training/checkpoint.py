@@ -44,7 +44,7 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
 
 
 class TrainingCheckpoints:
-    """The resumable states of one training: the latest, and the best by validation."""
+    """The resumable states of one training: the latest, and the best one."""
 
     def __init__(self, folder: Path) -> None:
         """Open a folder; it is made when the first checkpoint is saved."""

@@ -7,7 +7,7 @@ log back to the restored step, 4. continue the epoch's batch plan behind the bat
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jax_mtlser.config import Selection, TrainingConfig
 from jax_mtlser.data.batch_plan import FILL, PlannedBatch, plan_epoch
 from jax_mtlser.data.batches import prefetch
 from jax_mtlser.evaluation.metrics import score
+from jax_mtlser.evaluation.predictions import Part
 from jax_mtlser.run_folder import MemberFolder, append_json_line, read_json_lines, write_text
 from jax_mtlser.training.checkpoint import TrainingCheckpoints
 from jax_mtlser.training.interruption import Interrupted, StopRequest
@@ -56,6 +57,7 @@ def train(
     judge: Judge,
     train_rows: Sequence[int],
     validation_rows: Sequence[int],
+    test_rows: Sequence[int],
     *,
     config: TrainingConfig,
     seed: int,
@@ -71,6 +73,7 @@ def train(
     Args:
         judge: evaluation, compiled programs and batches of this member.
         train_rows, validation_rows: rows of the manifest.
+        test_rows: looked at with ``Selection.BEST_TEST`` only.
         config: epochs, selection, logging.
         seed: of the batch order.
         initial_state: makes the state before the first step; called only when nothing was saved.
@@ -93,7 +96,10 @@ def train(
         else:
             state, progress = initial_state(), _Progress()
         run = _Run(judge, config, seed, knobs, corpus, folder, display, checkpoints, progress)
-        return run.train(state, train_rows, validation_rows)
+        judged: dict[Part, Sequence[int]] = {"validation": validation_rows}
+        if config.selection is Selection.BEST_TEST:
+            judged["test"] = test_rows
+        return run.train(state, train_rows, judged)
     finally:
         checkpoints.close()
 
@@ -135,7 +141,7 @@ class _Run:
         self.pending: list[tuple[int, PlannedBatch, StepMetrics]] = []
         self.seconds = self.audio_seconds = 0.0
 
-    def train(self, state: TrainState, train_rows: Sequence[int], validation_rows: Sequence[int]) -> Trained:
+    def train(self, state: TrainState, train_rows: Sequence[int], judged: Mapping[Part, Sequence[int]]) -> Trained:
         buckets, epochs = self.judge.source.buckets, self.config.epochs
         per_epoch = len(plan_epoch(train_rows, buckets, seed=self.seed, epoch=0))
         progress, title = self.progress, self.judge.member
@@ -147,7 +153,7 @@ class _Run:
             for epoch in range(progress.step // per_epoch, epochs):
                 plan = plan_epoch(train_rows, buckets, seed=self.seed, epoch=epoch)
                 state = self._epoch(state, plan[progress.step - epoch * per_epoch :], per_epoch, stop, show)
-                self._finish_epoch(state, epoch + 1, validation_rows)
+                self._finish_epoch(state, epoch + 1, judged)
                 if stop.signal:
                     raise Interrupted(stop.signal, progress.step)
         return self._selected(state)
@@ -211,17 +217,20 @@ class _Run:
         show(step, describe(losses, rate))
         self.pending.clear()
 
-    def _finish_epoch(self, state: TrainState, epoch: int, validation_rows: Sequence[int]) -> None:
+    def _finish_epoch(self, state: TrainState, epoch: int, judged: Mapping[Part, Sequence[int]]) -> None:
         """Validate, note the best, save."""
         progress = self.progress
         line = f"{self.judge.member} epoch {epoch}/{self.config.epochs}"
-        if len(validation_rows):
-            judged = self.judge(state.params, self.corpus, validation_rows, "validation")
-            assert judged.losses is not None
-            losses, summary = _means(judged.losses), score(judged.predictions).summary()
+        deciding = "test" if self.config.selection is Selection.BEST_TEST else "validation"
+        for part, rows in judged.items():
+            if not len(rows):
+                continue
+            found = self.judge(state.params, self.corpus, rows, part)
+            assert found.losses is not None
+            losses, summary = _means(found.losses), score(found.predictions).summary()
             self.log.write(
                 {
-                    "kind": "validation",
+                    "kind": part,
                     "epoch": epoch,
                     "step": progress.step,
                     **{f"loss_{task}": value for task, value in losses.items()},
@@ -230,17 +239,17 @@ class _Run:
             )
             # A corpus without emotion labels still has an epoch to choose: by the sum of its losses.
             value = summary["ua"] if summary["ua"] is not None else -sum(losses.values())
-            if value > progress.best:
+            if part == deciding and value > progress.best:
                 progress.best, progress.best_step, progress.best_epoch = value, progress.step, epoch
             shown = " ".join(f"{name} {value:.3f}" for name, value in summary.items() if value is not None)
-            line += f" | validation {shown}"
+            line += f" | {part} {shown}"
         rate = self.audio_seconds / self.seconds if self.seconds else 0.0
         self.display.line(f"{line} | {rate:.0f} s audio/s")
         self.checkpoints.save(state, progress.saved())
 
     def _selected(self, state: TrainState) -> Trained:
         epoch = self.config.epochs
-        if self.config.selection is Selection.BEST_VALIDATION and self.progress.best_step != self.progress.step:
+        if self.config.selection is not Selection.LAST and self.progress.best_step != self.progress.step:
             self.checkpoints.wait()
             params = self.checkpoints.restore_params(self.progress.best_step, state)
             epoch = self.progress.best_epoch

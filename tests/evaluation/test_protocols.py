@@ -198,7 +198,7 @@ def test_grouped_by_a_column():
 
 def test_unknown_column():
     config = ProtocolConfig(kind=ProtocolKind.GROUPED, folds=0, group_column="session")
-    with pytest.raises(ProtocolError, match="no column 'session' to group by; it has emotion, speaker, sentence"):
+    with pytest.raises(ProtocolError, match="no column 'session'; it has emotion, speaker, sentence"):
         draw_folds(manifest_of(), config)
 
 

@@ -12,9 +12,10 @@ import pytest
 from matplotlib.text import Text
 from rich.console import Console
 
-from jax_mtlser.config import Config, CorpusConfig, CorpusKind, ProtocolKind, to_dict
+from jax_mtlser.config import Config, CorpusConfig, CorpusKind, ProtocolConfig, ProtocolKind, to_dict
 from jax_mtlser.corpora.manifest import Manifest, Utterance, write_manifest
 from jax_mtlser.evaluation import figures
+from jax_mtlser.evaluation.leakage import RECORDING, Leakage
 from jax_mtlser.evaluation.metrics import ConfusionSums
 from jax_mtlser.evaluation.predictions import Prediction, write_predictions
 from jax_mtlser.evaluation.report import print_results, write_report
@@ -291,7 +292,12 @@ def test_hostile_names_are_only_text(tmp_path):
         epochs=2,
         name=HOSTILE,
     )
+    copies = Leakage(20, {HOSTILE: (3, 20), RECORDING: (1, 20)}, {}, ((HOSTILE, "[/red]"),))
+    write_json(run.leakage, {"folds": [{"repeat": 0, "fold": fold, **copies.to_dict()} for fold in range(2)]})
     path = write_report(run)
+    assert "15.00" in _text(path)
+    assert "2 test utterances are recordings that training has too" in _text(path)
+    assert f"({HOSTILE} is [/red])" in " ".join(_printed(gather_results(run)).split())
     source = path.read_text(encoding="utf-8")
     assert "<script" not in source
     assert HOSTILE in _text(path)
@@ -353,13 +359,15 @@ def test_the_terminal_table_of_one_repeat_marks_absent_tasks():
         "speaker_accuracy": None,
         "wer": None,
     }
-    protocol = {"kind": "grouped", "folds": 1, "repeats": 1, "seed": 0, "group_column": HOSTILE}
+    protocol = to_dict(ProtocolConfig(kind=ProtocolKind.GROUPED, folds=1, group_column=HOSTILE))
+    protocol |= {"selection": "last", "notes": []}
     results = {
         "folds": [{"name": "[bold]x", "metrics": summary}],
         "pooled": summary,
         "protocol": protocol,
         "repeats": {"values": [summary], "mean": summary, "std": dict.fromkeys(summary)},
         "missing": ["r0_f1"],
+        "leakage": None,
     }
     shown = _printed(results)
     assert re.search(r"\[bold\]x +50.00 +25.00 +20.00 +– +– +–", shown)
