@@ -48,7 +48,7 @@ _SIX_BASIC = ("angry", "disgust", "fear", "happy", "sad", "surprise")
 RELEASES: Mapping[CorpusKind, Release] = MappingProxyType(
     {
         CorpusKind.IEMOCAP: Release(
-            title="IEMOCAP full release (Busso et al., 2008)",
+            title="IEMOCAP (Busso et al., 2008)",
             counts=(
                 _Counts(
                     "emotion",
@@ -168,19 +168,24 @@ RELEASES: Mapping[CorpusKind, Release] = MappingProxyType(
 
 
 def differences(manifest: Manifest, kind: CorpusKind) -> list[str]:
-    """What a manifest, before classes are selected, has otherwise than the official release; one line per column."""
+    """Where a manifest, before classes are selected, differs from the official release.
+
+    Returns:
+        One line per column, such as ``speaker: 01F 529 (528); together 5532 (5531)``: found and, in brackets,
+        published numbers of those values that differ.
+    """
     lines = []
     for expected in RELEASES[kind].counts if kind in RELEASES else ():
         rows = (i for i, u in enumerate(manifest.utterances) if not expected.among or u.emotion in expected.among)
         found = manifest.subset(rows).counts(expected.column)
         wrong = [
-            f"{value} {found.get(value, 0)} (not {expected.values.get(value, 0)})"
+            f"{value} {found.get(value, 0)} ({expected.values.get(value, 0)})"
             for value in sorted(found.keys() | expected.values.keys())
             if found.get(value, 0) != expected.values.get(value, 0)
         ]
         if wrong:
-            total = f"together {sum(found.values())} of {sum(expected.values.values())}"
-            among = f" of the {len(expected.among)} labels {', '.join(expected.among)}" if expected.among else ""
+            total = f"together {sum(found.values())} ({sum(expected.values.values())})"
+            among = f" of {', '.join(expected.among)}" if expected.among else ""
             lines.append(f"{expected.column}{among}: {', '.join(wrong)}; {total}")
     return lines
 
@@ -190,7 +195,7 @@ def require_release(manifest: Manifest, kind: CorpusKind, path: object) -> None:
     if lines := differences(manifest, kind):
         listed = "".join(f"\n  {line}" for line in lines)
         raise ManifestError(
-            f"{path} does not hold the full release of {RELEASES[kind].title}, found (not expected):{listed}\n"
+            f"{path} is not the full release of {RELEASES[kind].title}, found (expected):{listed}\n"
             "extract the release again, or use what is there with --config.corpus.partial=true"
         )
 
