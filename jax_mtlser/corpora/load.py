@@ -42,23 +42,24 @@ def load_corpus(config: CorpusConfig, progress: _Progress | None = None) -> Mani
         return select_classes(_joined(config, progress), config)
     manifest = read_corpus(config, progress)
     if not config.partial:
-        require_release(manifest, config.kind, config.path)
+        require_release(manifest, config.kind, "corpus.partial")
     manifest = select_classes(manifest, config)
     if not config.partial and config.kind in RELEASES:
-        require_recordings(manifest, config.kind)
+        require_recordings(manifest, config.kind, "corpus.partial")
     return manifest
 
 
 def _joined(config: CorpusConfig, progress: _Progress | None) -> Manifest:
     """All labels of the parts, each judged by its own release."""
     parts = []
-    for part in config.parts:
+    for number, part in enumerate(config.parts):
+        setting = f"corpus.parts[{number}].partial"
         alone = CorpusConfig(kind=part.kind, path=part.path, partial=part.partial, demo=config.demo)
         manifest = read_corpus(alone, progress)
         if not part.partial:
-            require_release(manifest, part.kind, part.path)
+            require_release(manifest, part.kind, setting)
             if part.kind in RELEASES:
-                require_recordings(manifest, part.kind)
+                require_recordings(manifest, part.kind, setting)
         manifest = relabelled(manifest, part.relabel)
         parts.append(dataclasses.replace(manifest, name=part.name or manifest.name))
     return join_manifests(parts)

@@ -190,13 +190,22 @@ def differences(manifest: Manifest, kind: CorpusKind) -> list[str]:
     return lines
 
 
-def require_release(manifest: Manifest, kind: CorpusKind, path: object) -> None:
-    """Raise ManifestError, saying what differs, where counts are not those of the official release."""
+def require_release(manifest: Manifest, kind: CorpusKind, setting: str) -> None:
+    """Judge a manifest, before classes are selected.
+
+    Args:
+        manifest: all utterances of the corpus.
+        kind: which release it should be.
+        setting: that lets an incomplete one pass, for the message.
+
+    Raises:
+        ManifestError: counts are not those of the official release; the message says which.
+    """
     if lines := differences(manifest, kind):
         listed = "".join(f"\n  {line}" for line in lines)
         raise ManifestError(
-            f"{path} is not the full release of {RELEASES[kind].title}, found (expected):{listed}\n"
-            "extract the release again, or use what is there with --config.corpus.partial=true"
+            f"{manifest.name} is not the full release of {RELEASES[kind].title}, found (expected):{listed}\n"
+            f"extract the release again, or use what is there with --config.{setting}=true"
         )
 
 
@@ -208,11 +217,11 @@ def missing_recordings(manifest: Manifest, kind: CorpusKind) -> Manifest:
     )
 
 
-def require_recordings(manifest: Manifest, kind: CorpusKind) -> None:
-    """Raise ManifestError, naming the first few, where recordings of a release are missing."""
+def require_recordings(manifest: Manifest, kind: CorpusKind, setting: str) -> None:
+    """Raise ManifestError, naming the first few, where recordings of a release are missing; see above."""
     if missing := missing_recordings(manifest, kind).utterances:
         first = "".join(f"\n  {utterance.path}" for utterance in missing[:5])
         raise ManifestError(
             f"{len(missing)} of {len(manifest)} recordings are missing, such as:{first}\n"
-            "extract the release again, or go on without them with --config.corpus.partial=true"
+            f"extract the release again, or go on without them with --config.{setting}=true"
         )

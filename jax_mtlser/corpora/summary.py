@@ -114,13 +114,19 @@ def _columns(manifest: Manifest) -> list[str]:
         if name in ("emotion", "gender", "speaker"):
             continue
         counts = manifest.counts(name)
-        values = ", ".join(f"{value} {count:,}" for value, count in counts.items())
         without = len(manifest) - sum(counts.values())
-        shown = (
-            f": {values}" if len(counts) <= _MOST_VALUES else f": {len(counts):,} values, such as {next(iter(counts))}"
-        )
-        lines.append(f"{name}{shown}" + (f"; {without:,} without" if without else ""))
+        lines.append(f"{name}: {_values(counts)}" + (f"; {without:,} without" if without else ""))
     return lines
+
+
+def _values(counts: dict[str, int]) -> str:
+    if len(counts) <= _MOST_VALUES:
+        return ", ".join(f"{value} {count:,}" for value, count in counts.items())
+    try:
+        numbers = sorted(map(float, counts))
+    except ValueError:
+        return f"{len(counts):,} values, such as {next(iter(counts))}"
+    return f"{len(counts):,} values from {numbers[0]:g} to {numbers[-1]:g}"
 
 
 def _recordings(measured: Measured) -> list[str]:

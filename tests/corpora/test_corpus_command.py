@@ -142,6 +142,7 @@ def test_the_real_corpus(real_data, capsys):
     out = capsys.readouterr().out
     assert "nemo16k: 2,357 utterances, 1.62 h" in out
     assert "speakers: 7 (3 female, 4 male)" in out
+    assert "sentence_id: 90 values from 1 to 90" in out
     assert "recordings: 2,357 x 16 kHz mono" in out
     assert corpus(real_data / "nemo16k", "--classes", "four", "--emotions", "happy,sad") == 0
     assert "nemo16k: 1,159 utterances" in capsys.readouterr().out

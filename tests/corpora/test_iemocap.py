@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from iemocap_tree import LABELS, SPEAKERS, label, write_dialogue, write_full_release
 
@@ -145,6 +145,7 @@ def test_a_strange_name_or_label_is_refused(release: Path) -> None:
         read_iemocap(release)
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     session=st.integers(1, 5),
     marked=st.sampled_from("FM"),

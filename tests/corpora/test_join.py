@@ -71,7 +71,9 @@ def test_classes_of_a_joined_corpus(config):
 
 def test_each_part_is_judged_by_its_release(config):
     config.parts[1].partial = False
-    with pytest.raises(ManifestError, match=r"savee is not the full release of SAVEE"):
+    with pytest.raises(
+        ManifestError, match=r"(?s)savee is not the full release of SAVEE.*config\.corpus\.parts\[1\]\.partial=true"
+    ):
         load_corpus(config)
 
 

@@ -4,7 +4,7 @@ import datetime
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_mtlser.corpora.manifest import ManifestError, read_manifest, write_manifest
@@ -74,6 +74,7 @@ def test_other_times_are_refused(cell, tmp_path):
         read_manifest(tmp_path / "t.csv")
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.timedeltas(datetime.timedelta(0), datetime.timedelta(days=99)))
 def test_time_spans_as_pandas_writes_them(span):
     seconds, micro = divmod(span.seconds * 1_000_000 + span.microseconds, 1_000_000)
@@ -84,11 +85,13 @@ def test_time_spans_as_pandas_writes_them(span):
         assert seconds_of(written.removeprefix("0 days ")) == pytest.approx(span.total_seconds(), abs=1e-6)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.floats(0, 1e6))
 def test_plain_seconds(value):
     assert seconds_of(repr(value)) == value
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.text(max_size=20))
 def test_text_in_any_encoding_comes_out_alike(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("text") / "t.txt"
