@@ -14,6 +14,11 @@ _COMMANDS = {
         "train, cross-validate, report",
         "train:train_command",
     ),
+    "corpus": (
+        "[NAME=]PATH ... [--kind KIND] [--classes CLASSES] [-o FILE.csv]",
+        "what a corpus on disk holds; its manifest",
+        "corpus:corpus_command",
+    ),
     "eval": ("--workdir DIR", "judge a finished run again", "evaluate:eval_command"),
     "leakage": (
         "--config FILE [--config.FIELD=VALUE ...] | --workdir DIR",

@@ -5,7 +5,7 @@ change single fields. Nothing below the training loop sees a :class:`Config`: ea
 small dataclass it needs. Enums, not strings, choose between behaviours.
 """
 
-from jax_mtlser.config.corpus import AudioConfig, CorpusConfig, CorpusKind, DemoConfig
+from jax_mtlser.config.corpus import AudioConfig, ClassSet, CorpusConfig, CorpusKind, CorpusPart, DemoConfig
 from jax_mtlser.config.dicts import architecture_from_dict, from_dict, to_dict
 from jax_mtlser.config.errors import ConfigError
 from jax_mtlser.config.model import EncoderConfig, Freeze, HeadInput, ModelConfig, VocabularyConfig, VocabularySource
@@ -27,10 +27,12 @@ from jax_mtlser.config.validation import validate
 __all__ = [
     "AudioConfig",
     "BatchingConfig",
+    "ClassSet",
     "Config",
     "ConfigError",
     "CorpusConfig",
     "CorpusKind",
+    "CorpusPart",
     "CtcNormalization",
     "DemoConfig",
     "EncoderConfig",

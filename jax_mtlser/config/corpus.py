@@ -1,17 +1,42 @@
-"""Settings of the corpus: which utterances, and how recordings become samples."""
+"""Settings of the corpus: which utterances, which classes, and how recordings become samples."""
 
 import dataclasses
 import enum
 
-__all__ = ["AudioConfig", "CorpusConfig", "CorpusKind", "DemoConfig"]
+__all__ = ["AudioConfig", "ClassSet", "CorpusConfig", "CorpusKind", "CorpusPart", "DemoConfig"]
 
 
 class CorpusKind(enum.Enum):
-    """Where the utterances come from."""
+    """Where the utterances come from; the reader of each is in the file of its name in ``corpora/``."""
 
-    DEMO = "demo"  # synthesised on the spot, see corpora/demo.py
-    IEMOCAP = "iemocap"  # the official full release
-    TABLE = "table"  # a CSV file, one row per utterance, see corpora/manifest.py
+    DEMO = "demo"  # synthesised on the spot
+    IEMOCAP = "iemocap"  # and all up to MSP_PODCAST: the folder of the official release
+    EMO_DB = "emo_db"
+    RAVDESS = "ravdess"
+    CREMA_D = "crema_d"
+    TESS = "tess"
+    SAVEE = "savee"
+    ESD = "esd"
+    SHEMO = "shemo"
+    NEMO = "nemo"
+    MELD = "meld"
+    MSP_IMPROV = "msp_improv"
+    MSP_PODCAST = "msp_podcast"
+    EMOBOX = "emobox"  # a corpus as EmoBox's lists describe it, with their folds
+    TABLE = "table"  # a CSV or JSONL file, one row per utterance, see manifest.py
+    JOINED = "joined"  # several of these as one, see ``CorpusConfig.parts``
+
+
+class ClassSet(enum.Enum):
+    """Which emotions are told apart; corpora/label_maps.py says which labels each class holds."""
+
+    USUAL = "usual"  # what results on this corpus are reported on; for most corpora all their classes
+    FOUR = "four"  # angry, happy (with excited), neutral, sad
+    FIVE = "five"  # these and frustrated
+    SIX = "six"  # these with excited apart from happy
+    BASIC = "basic"  # the six basic emotions and neutral
+    NINE = "nine"  # all that IEMOCAP's annotators could choose, except "other"
+    ALL = "all"  # every label; utterances on which the annotators did not agree stay without emotion
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -28,20 +53,51 @@ class DemoConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class CorpusPart:
+    """One of several corpora that are joined.
+
+    Attributes:
+        kind: the reader; not JOINED.
+        path: as in :class:`CorpusConfig`.
+        name: stands in front of ids, speakers and groups and in the column ``corpus``; empty: the corpus' own.
+        relabel, partial: as in :class:`CorpusConfig`.
+    """
+
+    kind: CorpusKind
+    path: str = ""
+    name: str = ""
+    relabel: dict[str, str] = dataclasses.field(default_factory=dict)
+    partial: bool = False
+
+
+@dataclasses.dataclass(kw_only=True)
 class CorpusConfig:
     """Which utterances there are.
 
     Attributes:
-        kind: the loader.
-        path: IEMOCAP: the folder ``IEMOCAP_full_release``; table: the CSV file or a folder that holds
-            ``metadata.csv`` or ``manifest.csv``; demo: where to write it (default: the user's cache).
-        emotions: the classes to keep, in the order of the model's outputs; empty keeps all, sorted.
+        kind: the reader.
+        path: folder of the official release; table: the CSV or JSONL file, or a folder that holds
+            ``metadata.csv`` or ``manifest.csv``; emobox: a corpus' folder of lists, or one list; demo: where to
+            write it (default: the user's cache).
+        classes: the emotions that are told apart.
+        emotions: of these classes the ones to keep, in the order of the model's outputs; empty keeps all, sorted.
+        relabel: emotions of the corpus that get another name before classes are formed, such as
+            ``{"calm": "neutral"}``; set in the configuration file.
+        partial: take a release as it is, although utterances or recordings of the official one are missing.
+        votes: keep how many annotators chose each emotion, as columns ``votes_angry`` and so on (IEMOCAP,
+            MSP-IMPROV).
+        parts: the corpora to join (JOINED).
         demo: size of the demo corpus.
     """
 
     kind: CorpusKind
     path: str = ""
+    classes: ClassSet = ClassSet.USUAL
     emotions: tuple[str, ...] = ()
+    relabel: dict[str, str] = dataclasses.field(default_factory=dict)
+    partial: bool = False
+    votes: bool = False
+    parts: tuple[CorpusPart, ...] = ()
     demo: DemoConfig = dataclasses.field(default_factory=DemoConfig)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily, Wav2Vec2Architecture, WhisperArchitecture
 from jax_mtlser.config.errors import ConfigError
@@ -43,7 +43,10 @@ def from_dict(cls: type[_T], values: Mapping[str, Any]) -> _T:
             return from_dict(annotation, value)
         if isinstance(annotation, enum.EnumMeta):
             return annotation(value)
-        return tuple(value) if isinstance(value, list) else value
+        if isinstance(value, list):
+            item, *_ = get_args(annotation) or (None,)
+            return tuple(typed(item, each) for each in value)
+        return value
 
     return cls(**{name: typed(fields[name].type, value) for name, value in values.items()})
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from jax_mtlser.architecture import EncoderFamily
-from jax_mtlser.config.corpus import CorpusKind
+from jax_mtlser.config.corpus import CorpusConfig, CorpusKind, CorpusPart
 from jax_mtlser.config.errors import ConfigError
 from jax_mtlser.config.model import EncoderConfig, Freeze
 from jax_mtlser.config.protocol import Mates, ProtocolConfig, ProtocolKind
@@ -41,16 +41,7 @@ def validate(config: Config) -> None:
         f"name is {config.name!r}; it names the run folder, so use a word without slashes",
     )
     corpus, audio, batching, encoder = config.corpus, config.audio, config.batching, config.model.encoder
-    if corpus.kind in (CorpusKind.IEMOCAP, CorpusKind.TABLE):
-        require(
-            corpus.path != "",
-            f"corpus.path is empty; name the {'release folder' if corpus.kind is CorpusKind.IEMOCAP else 'CSV file'} "
-            "with --config.corpus.path=PATH",
-        )
-    require(
-        len(set(corpus.emotions)) == len(corpus.emotions) and len(corpus.emotions) != 1,
-        f"corpus.emotions is {corpus.emotions}; name at least two different classes, or none to keep all",
-    )
+    problems += _corpus_problems(corpus)
     positive(corpus__demo__sentences_per_style=corpus.demo.sentences_per_style)
     positive(audio__min_seconds=audio.min_seconds, audio__max_seconds=audio.max_seconds)
     require(
@@ -151,6 +142,39 @@ def _protocol_problems(protocol: ProtocolConfig) -> Sequence[str]:
         outside = [index for index in chosen if index < 0 or (count > 0 and index >= count)]
         if outside:
             problems.append(f"protocol.{name} names {outside}; indices run from 0 to {count - 1}")
+    return problems
+
+
+def _corpus_problems(corpus: CorpusConfig) -> Sequence[str]:
+    problems = []
+    joined = corpus.kind is CorpusKind.JOINED
+    places: list[tuple[str, CorpusConfig | CorpusPart]] = [("corpus", corpus)]
+    places += [(f"corpus.parts[{number}]", part) for number, part in enumerate(corpus.parts)]
+    for where, each in places:
+        if each.path == "" and each.kind not in (CorpusKind.DEMO, CorpusKind.JOINED):
+            file = each.kind is CorpusKind.TABLE
+            problems.append(
+                f"{where}.path is empty; name the {'CSV or JSONL file' if file else 'folder of the release'} "
+                f"with --config.{where}.path=PATH"
+            )
+        if each is not corpus and each.kind is CorpusKind.JOINED:
+            problems.append(f"{where}.kind is joined; a part is one corpus, so list its parts in corpus.parts instead")
+    if joined and len(corpus.parts) < 2:
+        problems.append(
+            f"corpus.kind is joined, but corpus.parts has {len(corpus.parts)} entries; list two or more in the "
+            'configuration file, such as CorpusPart(kind=CorpusKind.EMO_DB, path="emo_db")'
+        )
+    if corpus.parts and not joined:
+        problems.append(f"corpus.parts is set, but corpus.kind is {corpus.kind.value}; use --config.corpus.kind=joined")
+    if corpus.votes and corpus.kind not in (CorpusKind.IEMOCAP, CorpusKind.MSP_IMPROV):
+        problems.append(
+            f"corpus.votes is set, but the annotators' votes are read from iemocap and msp_improv only, not from "
+            f"{corpus.kind.value}; use --config.corpus.votes=false"
+        )
+    if len(set(corpus.emotions)) != len(corpus.emotions) or len(corpus.emotions) == 1:
+        problems.append(
+            f"corpus.emotions is {corpus.emotions}; name at least two different classes, or none to keep all"
+        )
     return problems
 
 

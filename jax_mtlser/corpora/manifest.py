@@ -1,8 +1,8 @@
 """The manifest: one row per utterance, whatever corpus it came from.
 
-A manifest is read from and written to CSV. The columns are ``id, path, start, end, emotion, gender,
-speaker, text`` and any number of group columns (``session``, ``dialogue``, ``sentence_id``, ...). Only the
-audio is required: an empty cell, or a missing column, means that the utterance says nothing about that
+A manifest is read from CSV or JSONL and written to CSV. The columns are ``id, path, start, end, emotion,
+gender, speaker, text`` and any number of group columns (``session``, ``dialogue``, ``sentence_id``, ...). Only
+the audio is required: an empty cell, or a missing column, means that the utterance says nothing about that
 task, and its loss and metric skip the row.
 """
 
@@ -10,29 +10,30 @@ import csv
 import dataclasses
 import io
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from jax_mtlser.corpora.errors import ManifestError
+from jax_mtlser.corpora.tables import read_rows, seconds_of
 from jax_mtlser.run_folder import write_text
 
-__all__ = ["Manifest", "ManifestError", "Utterance", "keep_emotions", "read_manifest", "write_manifest"]
+__all__ = ["Manifest", "ManifestError", "Utterance", "find_table", "keep_emotions", "read_manifest", "write_manifest"]
 
 _COLUMNS = ("id", "path", "start", "end", "emotion", "gender", "speaker", "text")
-# Other spellings met in users' tables and in audformat; a table may use one spelling per column.
+_TABLE_NAMES = ("manifest.csv", "metadata.csv", "manifest.jsonl", "metadata.jsonl")
+# Other spellings met in users' tables, audformat, Hugging Face's folders, NeMo and EmoBox; a table may use one
+# spelling per column.
 _ALIASES = {
-    "path": ("file", "filename", "audio", "wav"),
-    "emotion": ("label",),
+    "path": ("file", "filename", "file_name", "audio", "audio_filepath", "audio_path", "wav"),
+    "emotion": ("label", "emo"),
     "text": ("transcript", "transcription", "sentence"),
     "gender": ("sex",),
     "speaker": ("speaker_id", "spk"),
-    "id": ("utterance", "utterance_id"),
+    "id": ("utterance", "utterance_id", "key"),
 }
 _GENDERS = {"f": "female", "female": "female", "m": "male", "male": "male"}
-
-
-class ManifestError(ValueError):
-    """A table of utterances that cannot be used; the message names file, line and column."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,15 @@ class Manifest:
         """A manifest of the given rows, in the given order."""
         return Manifest(self.name, tuple(self.utterances[row] for row in rows))
 
+    def with_emotions(self, rename: Callable[[str], str | None]) -> "Manifest":
+        """A manifest whose emotions are renamed, or taken away; rows without one stay as they are."""
+        return Manifest(
+            self.name,
+            tuple(
+                u if u.emotion is None else dataclasses.replace(u, emotion=rename(u.emotion)) for u in self.utterances
+            ),
+        )
+
     def counts(self, name: str) -> dict[str, int]:
         """How often each value of a column occurs, in sorted order."""
         return dict(sorted(Counter(value for value in self.column(name) if value is not None).items()))
@@ -121,38 +131,31 @@ def keep_emotions(manifest: Manifest, emotions: Sequence[str]) -> Manifest:
 
 
 def read_manifest(path: Path, *, name: str | None = None) -> Manifest:
-    """Read a CSV table of utterances.
+    """Read a table of utterances.
 
     Args:
-        path: the CSV file (comma, semicolon or tab separated, UTF-8 with or without byte-order mark), or
-            a folder that holds ``manifest.csv`` or ``metadata.csv``. Relative audio paths start from the
-            table's folder.
+        path: a CSV file (comma, semicolon or tab separated, UTF-8 with or without byte-order mark), a JSONL
+            file, or a folder that holds ``manifest`` or ``metadata`` in one of these. Relative audio paths
+            start from the table's folder. ``start`` and ``end`` are seconds or audformat's time spans
+            (``0 days 00:00:01.500000``, ``NaT``).
         name: of the corpus; default the name of the table's folder.
 
     Raises:
         ManifestError: no such file, no audio column, an unreadable number, an id that occurs twice.
     """
-    table = _find_table(path)
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
+    table = find_table(path)
+    if table is None:
+        there = f"no {', '.join(_TABLE_NAMES)} in {path}" if path.is_dir() else f"no file {path}"
         raise ManifestError(
-            f"{table} is not UTF-8 text ({error.reason} at byte {error.start}); re-save it as UTF-8"
-        ) from None
-    header, _, _ = text.partition("\n")
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns = _column_names(reader.fieldnames or (), table)
+            f"there is {there}; point --config.corpus.path at a CSV or JSONL file with at least a column 'path'"
+        )
+    names, rows = read_rows(table)
+    columns = _column_names(names, table)
     root = table.parent
     utterances: list[Utterance] = []
     seen: dict[str, int] = {}
-    for row in reader:
-        line = reader.line_num
-        if None in row:
-            raise ManifestError(
-                f"{table}, line {line}: more cells than the {len(columns)} columns; quote cells with commas"
-            )
-        cells = {columns[key]: (value or "").strip() for key, value in row.items() if key in columns}
+    for line, row in rows:
+        cells = {columns[key]: value for key, value in row.items()}
         utterance = _utterance(cells, root, f"{table}, line {line}")
         if utterance.id in seen:
             raise ManifestError(
@@ -188,15 +191,10 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     write_text(path, buffer.getvalue())
 
 
-def _find_table(path: Path) -> Path:
-    candidates = [path / "manifest.csv", path / "metadata.csv"] if path.is_dir() else [path]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise ManifestError(
-        f"no table of utterances at {' or '.join(map(str, candidates))}; point --config.corpus.path at a CSV file "
-        "with at least a column 'path'"
-    )
+def find_table(path: Path) -> Path | None:
+    """The table of utterances at a path: the file itself or one of the usual names in the folder; None: neither."""
+    candidates = [path / name for name in _TABLE_NAMES] if path.is_dir() else [path]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def _column_names(fieldnames: Sequence[str], table: Path) -> dict[str, str]:
@@ -221,7 +219,7 @@ def _column_names(fieldnames: Sequence[str], table: Path) -> dict[str, str]:
 
 
 def _utterance(cells: Mapping[str, str], root: Path, where: str) -> Utterance:
-    if not cells["path"]:
+    if not cells.get("path"):
         raise ManifestError(f"{where}: the audio path is empty")
     start, end = _seconds(cells, "start", where), _seconds(cells, "end", where)
     if end is not None and end <= (start or 0.0):
@@ -231,7 +229,9 @@ def _utterance(cells: Mapping[str, str], root: Path, where: str) -> Utterance:
         raise ManifestError(
             f"{where}: gender {cells['gender']!r} is not female, male, f or m; leave it empty if unknown"
         )
-    suffix = f"@{cells['start']}" if start else ""
+    # The cell itself where it is a plain number: 1.50 and 1.5 have been different ids.
+    written = cells.get("start", "")
+    suffix = f"@{written if re.fullmatch(r'[0-9.]+', written) else start}" if start else ""
     return Utterance(
         id=cells.get("id") or f"{Path(cells['path']).with_suffix('').as_posix()}{suffix}",
         path=root / Path(cells["path"]).expanduser(),
@@ -247,12 +247,11 @@ def _utterance(cells: Mapping[str, str], root: Path, where: str) -> Utterance:
 
 def _seconds(cells: Mapping[str, str], column: str, where: str) -> float | None:
     cell = cells.get(column, "")
-    if not cell:
+    if cell.lower() in ("", "nat", "nan"):  # how pandas writes that a segment lasts to the end
         return None
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise ManifestError(f"{where}: {column} is {cell!r}; it must be seconds, 0 or greater")
+    value = seconds_of(cell)
+    if value is None or not (math.isfinite(value) and value >= 0):
+        raise ManifestError(
+            f"{where}: {column} is {cell!r}; it must be seconds, 0 or greater, or a time span such as 0 days 00:00:01.5"
+        )
     return value

@@ -32,6 +32,14 @@ class VocabularyError(ValueError):
 
 # Marks that are typed where an apostrophe is meant. Double quotation marks are not among them.
 _APOSTROPHES = dict.fromkeys(map(ord, "‘’‚‛ʼʹ′`´＇"), "'")
+# Files in Windows' code page that were read as Latin-1 have control characters where it has quotes and dashes.
+_WINDOWS = {
+    code: character
+    for code in range(0x80, 0xA0)
+    if (character := bytes([code]).decode("cp1252", errors="ignore")) and character != chr(code)
+}
+# Signs that are read out; in other languages they are signs like any other.
+_ENGLISH_SIGNS = str.maketrans({"&": " and ", "%": " percent ", "٪": " percent "})
 # What annotators write for sounds that are not words: [LAUGHTER], {LG}, <sil>, ++GARBAGE++. No blank may
 # follow the opening sign, so that "a < b" and "C++ and C++" stay.
 _NON_SPEECH = re.compile(r"\[[^\[\]]*\]|\{[^{}]*\}|<(?=\S)[^<>]*(?<=\S)>|\+\+(?=\S)[^+]*(?<=\S)\+\+")
@@ -45,8 +53,8 @@ _TURKIC_UPPER = str.maketrans({"i": "İ", "ı": "I"})  # str.upper knows no lang
 def normalize_transcript(text: str, language: str) -> str:
     """Bring a transcript into the form that is trained on and scored: upper-case words of letters.
 
-    Non-speech tokens are dropped, digits are written as words, the apostrophe stays within words, all
-    other signs become spaces. English is reduced to A-Z; other languages keep their letters, composed
+    Non-speech tokens are dropped, digits (in English also & and %) are written as words, the apostrophe stays within
+    words, all other signs become spaces. English is reduced to A-Z; other languages keep their letters, composed
     (NFC), and the combining marks that belong to them. Applying it twice changes nothing.
 
     Args:
@@ -61,10 +69,12 @@ def normalize_transcript(text: str, language: str) -> str:
     """
     base = _base_language(language)
     # Before and after NFKC, which turns some quotes into a blank and an accent and makes others.
-    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).translate(_APOSTROPHES)
+    text = unicodedata.normalize("NFKC", text.translate(_WINDOWS).translate(_APOSTROPHES)).translate(_APOSTROPHES)
     # Format characters (soft hyphen, zero-width joiner, byte-order mark) stand inside words.
     text = "".join(character for character in text if unicodedata.category(character) != "Cf")
     text = _NON_SPEECH.sub(" ", text)
+    if base == "en":
+        text = text.translate(_ENGLISH_SIGNS)
     text = _digits_to_words(text, language, base)
     if base in ("tr", "az"):
         text = text.translate(_TURKIC_UPPER)

@@ -70,7 +70,7 @@ def test_an_unusable_table_is_refused_with_its_line(tmp_path, text, message):
 
 
 def test_a_missing_table_and_a_wrong_encoding_are_named(tmp_path):
-    with pytest.raises(ManifestError, match=r"manifest.csv or .*metadata.csv; point --config.corpus.path"):
+    with pytest.raises(ManifestError, match=r"no manifest.csv, metadata.csv, .* in .*; point --config.corpus.path"):
         read_manifest(tmp_path)
     (tmp_path / "latin.csv").write_bytes("path\nmüller.wav\n".encode("latin-1"))
     with pytest.raises(ManifestError, match="is not UTF-8 text"):

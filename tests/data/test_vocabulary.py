@@ -51,6 +51,9 @@ REAL_DATA = os.environ.get("MTLSER_REAL_DATA", "")
         ("1990-95", "NINETEEN NINETY NINETY FIVE"),
         ("0.05", "ZERO POINT ZERO FIVE"),
         ("٣ ²", "THREE TWO"),
+        ("It\x92s \x93fine\x94 \x96 well\x85so", "IT'S FINE WELL SO"),
+        ("50% of AT&T, 3.5 %", "FIFTY PERCENT OF AT AND T THREE POINT FIVE PERCENT"),
+        ("[BREATHING] No. [LIPSMACK] {LG} ++um++ Fifty-fifty, [GARBAGE]", "NO FIFTY FIFTY"),
     ],
 )
 def test_english(text, expected):
@@ -76,6 +79,8 @@ def test_english(text, expected):
         ("pt_BR", "16", "DEZESSEIS"),
         ("am", "1990", "አንድ ዘጠኝ ዘጠኝ ዜሮ"),
         ("ru", "\u0301 да", "ДА"),
+        ("de", "50 % & mehr", "FÜNFZIG MEHR"),
+        ("fa", "\ufeffمی\u200cدونین ۲۵", "میدونین بیست و پنج"),
     ],
 )
 def test_other_languages(language, text, expected):
@@ -96,7 +101,7 @@ def test_not_a_language_code(language):
 
 TEXTS = st.one_of(
     st.text(max_size=40),
-    st.text(alphabet="abcéŁß’'`\"´ -–…/.,0123456789stndrdth[]{}<>+\u0301\u0345İıǰŉ\u200d|", max_size=30),
+    st.text(alphabet="abcéŁß’'`\"´ -–…/.,0123456789stndrdth[]{}<>+&%\x92\x85\u0301\u0345İıǰŉ\u200d|", max_size=30),
 )
 
 

@@ -65,6 +65,7 @@ def checkpoint(tmp_path_factory) -> Path:
 def test_ten_fold_trains_from_a_release_and_a_checkpoint(release, checkpoint, tmp_path, capsys):
     flags = [
         f"--config={ROOT}/configs/ten_fold.py", f"--workdir={tmp_path}/run", f"--config.corpus.path={release}",
+        "--config.corpus.partial=true",
         f"--config.model.encoder.checkpoint={checkpoint}", "--config.training.epochs=1",
         "--config.protocol.folds=2", "--config.protocol.repeats=2", "--config.protocol.only_folds=0",
         "--config.batching.num_buckets=1", "--config.training.data_devices=1",
@@ -91,7 +92,8 @@ def test_training_starts_from_the_checkpoints_encoder(release, checkpoint, tmp_p
     """With a learning rate too small to move anything, the saved encoder is the checkpoint's."""
     flags = [
         "train.py", f"--config={ROOT}/configs/ten_fold.py", f"--workdir={tmp_path}/run",
-        f"--config.corpus.path={release}", f"--config.model.encoder.checkpoint={checkpoint}",
+        f"--config.corpus.path={release}",
+        "--config.corpus.partial=true", f"--config.model.encoder.checkpoint={checkpoint}",
         "--config.training.epochs=1", "--config.protocol.folds=2", "--config.protocol.only_folds=0",
         "--config.protocol.repeats=1", "--config.batching.num_buckets=1", "--config.training.data_devices=1",
         "--config.optimizer.learning_rate=1e-30", "--config.optimizer.weight_decay=0",
@@ -111,7 +113,8 @@ def test_the_speech_recognition_head_starts_from_a_ctc_checkpoints(release, chec
     (ctc / "vocab.json").write_text(json.dumps({symbol: number for number, symbol in enumerate(symbols)}))
     flags = [
         "train.py", f"--config={ROOT}/configs/ten_fold.py", f"--workdir={tmp_path}/run",
-        f"--config.corpus.path={release}", f"--config.model.encoder.checkpoint={ctc}",
+        f"--config.corpus.path={release}",
+        "--config.corpus.partial=true", f"--config.model.encoder.checkpoint={ctc}",
         "--config.model.vocabulary.source=checkpoint", "--config.training.epochs=1", "--config.protocol.folds=2",
         "--config.protocol.only_folds=0", "--config.protocol.repeats=1", "--config.batching.num_buckets=1",
         "--config.training.data_devices=1", "--config.optimizer.learning_rate=1e-30",
