@@ -20,6 +20,11 @@ _COMMANDS = {
         "encoder in Hugging Face layout",
         "export:export_command",
     ),
+    "robustness": (
+        "--workdir DIR [--condition KIND[:VALUE,...] ...]",
+        "a trained run under noise, in rooms, through codecs",
+        "robustness:robustness_command",
+    ),
 }
 
 
