@@ -25,6 +25,11 @@ _COMMANDS = {
         "a trained run under noise, in rooms, through codecs",
         "robustness:robustness_command",
     ),
+    "cross-corpus": (
+        "--workdir DIR --corpus PATH [--kind KIND] [--map LABEL=CLASS ...]",
+        "a trained run on another corpus",
+        "cross_corpus:cross_corpus_command",
+    ),
 }
 
 

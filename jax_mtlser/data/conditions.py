@@ -190,8 +190,8 @@ def describe_kinds() -> str:
     lines = []
     for kind, meaning in _MEANINGS.items():
         value = f":{meaning.low:g}..{meaning.high:g}" if meaning.unit else ""
-        unit = f"{meaning.unit} " if meaning.unit else ""
-        lines.append(f"  {kind.value + value:<18} {meaning.title}: {unit}{meaning.about}")
+        unit = f" in {meaning.unit}" if meaning.unit else ""
+        lines.append(f"  {kind.value + value:<18}{unit:<10} {meaning.title}: {meaning.about}")
     return "\n".join(lines)
 
 

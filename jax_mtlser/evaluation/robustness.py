@@ -186,10 +186,10 @@ def print_robustness(results: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     interval = results["interval"]
     unit = "speakers" if interval["clusters"] == "speaker" else "utterances"
+    few = ", too few for exact ones" if interval["count"] < 20 else ""
     console.print(
-        f"Per cent; F1 is macro F1. Pooled over {len(results['members'])} members and {results['predictions']} test predictions. Intervals: "
-        f"paired bootstrap over {interval['count']} {unit}"
-        + (", too few for exact ones." if interval["count"] < 20 else "."),
+        f"Per cent; F1 is macro F1. {len(results['members'])} members, {results['predictions']} test predictions. "
+        f"Intervals: paired bootstrap over {interval['count']} {unit}{few}.",
         highlight=False,
     )
 
@@ -222,10 +222,13 @@ def write_robustness(results: Mapping[str, Any], folder: Path) -> list[Path]:
         )
     write_text(folder / "table.csv", buffer.getvalue())
     written = [folder / "results.json", folder / "table.csv"]
-    if (figure := _figure(results["conditions"])) is not None:
-        figures.save(figure, folder / "ua_over_snr")
-        written += [folder / "ua_over_snr.svg", folder / "ua_over_snr.png"]
-    return written
+    figure, drawn = _figure(results["conditions"]), [folder / "ua_over_snr.svg", folder / "ua_over_snr.png"]
+    if figure is None:
+        for path in drawn:
+            path.unlink(missing_ok=True)  # of other conditions than these
+        return written
+    figures.save(figure, folder / "ua_over_snr")
+    return written + drawn
 
 
 def _figure(entries: Sequence[Mapping[str, Any]]) -> Any:
