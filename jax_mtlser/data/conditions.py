@@ -1,4 +1,4 @@
-"""Conditions under which a trained model is tested: a kind, a value, and a corpus degraded by it.
+"""Conditions under which a trained model is tested, as they are named, written and limited.
 
 A condition is written ``KIND`` or ``KIND:VALUE``, as ``white:10`` (white noise at an SNR of 10 dB).
 """
@@ -6,36 +6,21 @@ A condition is written ``KIND`` or ``KIND:VALUE``, as ``white:10`` (white noise 
 import dataclasses
 import difflib
 import enum
-import hashlib
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
-import soundfile
-from jaxtyping import Float32
-
-from jax_mtlser.config import AudioConfig
-from jax_mtlser.corpora.manifest import Manifest, Utterance
-from jax_mtlser.data import degradations
-from jax_mtlser.data.audio import AudioError, decode
-from jax_mtlser.data.degradations import DegradationError
-from jax_mtlser.data.packed import PackedAudio, from_int16, pack, to_int16, worker_count
+from jax_mtlser.data.degradations import MP3_KBPS, OPUS_KBPS, DegradationError
 
 __all__ = [
+    "BABBLE_VOICES",
     "CLEAN",
     "DEFAULT_CONDITIONS",
     "Condition",
     "ConditionKind",
-    "Degrader",
-    "Sounds",
     "describe_kinds",
     "parse_conditions",
 ]
 
-_VOICES = 6  # of babble: too many to follow one, too few to become noise
-_MAX_NOISE_SECONDS = 4 * 3600.0
+BABBLE_VOICES = 6  # too many to follow one, too few to become noise
 
 
 class ConditionKind(enum.Enum):
@@ -57,32 +42,33 @@ class ConditionKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class _Meaning:
-    """Of a kind's value: its unit, its limits, and what the kind does. Without a unit there is no value."""
+    """What a kind does, and its value: unit, limits and an example. Without a unit there is no value."""
 
     title: str
+    about: str
     unit: str = ""
     low: float = 0
     high: float = 0
-    about: str = ""
+    example: float = 0
 
 
 def _snr(title: str, about: str = "") -> _Meaning:
-    return _Meaning(title, "dB", -30, 60, f"SNR{about}")
+    return _Meaning(title, f"SNR{about}", "dB", -30, 60, 10)
 
 
 _MEANINGS = {
-    ConditionKind.CLEAN: _Meaning("clean", about="as recorded; always judged, the others are compared with it"),
+    ConditionKind.CLEAN: _Meaning("clean", "as recorded; always judged, the others are compared with it"),
     ConditionKind.WHITE: _snr("white noise"),
     ConditionKind.PINK: _snr("pink noise"),
-    ConditionKind.BABBLE: _snr("babble", f", {_VOICES} utterances of the corpus by others"),
+    ConditionKind.BABBLE: _snr("babble", f", {BABBLE_VOICES} utterances of the corpus by others"),
     ConditionKind.NOISE: _snr("own noise", ", recordings of --noise DIR"),
-    ConditionKind.REVERB: _Meaning("reverb", "s", 0.05, 10, "T60 of a simulated room"),
-    ConditionKind.ROOM: _Meaning("own rooms", about="impulse responses of --rooms DIR"),
-    ConditionKind.TELEPHONE: _Meaning("telephone", about="8 kHz, 300-3400 Hz, mu-law"),
-    ConditionKind.MP3: _Meaning("MP3", "kbit/s", 8, 160, "constant bit rate"),
-    ConditionKind.OPUS: _Meaning("Opus", "kbit/s", 6, 256, "variable bit rate"),
-    ConditionKind.GAIN: _Meaning("gain", "dB", -60, 60, "what exceeds full scale is clipped, as in 16-bit files"),
-    ConditionKind.CLIP: _Meaning("clipping", "dB", 0.1, 60, "below each utterance's own peak"),
+    ConditionKind.REVERB: _Meaning("reverb", "T60 of a simulated room", "s", 0.05, 10, 0.6),
+    ConditionKind.ROOM: _Meaning("own rooms", "impulse responses of --rooms DIR"),
+    ConditionKind.TELEPHONE: _Meaning("telephone", "8 kHz, 300-3400 Hz, mu-law"),
+    ConditionKind.MP3: _Meaning("MP3", "constant bit rate", "kbit/s", MP3_KBPS[0], MP3_KBPS[-1], 16),
+    ConditionKind.OPUS: _Meaning("Opus", "variable bit rate", "kbit/s", *OPUS_KBPS, 16),
+    ConditionKind.GAIN: _Meaning("gain", "what exceeds full scale is clipped, as in 16-bit files", "dB", -60, 60, -30),
+    ConditionKind.CLIP: _Meaning("clipping", "below each utterance's own peak", "dB", 0.1, 60, 6),
 }
 _NOISES = (ConditionKind.WHITE, ConditionKind.PINK, ConditionKind.BABBLE, ConditionKind.NOISE)
 
@@ -107,13 +93,13 @@ class Condition:
             return
         limits = f"{meaning.low:g} to {meaning.high:g} {meaning.unit}"
         if self.value is None:
-            raise DegradationError(f"{kind} needs a value ({meaning.about}, {limits}), such as {kind}:{_example(kind)}")
+            raise DegradationError(
+                f"{kind} needs a value ({meaning.about}, {limits}), such as {kind}:{meaning.example:g}"
+            )
         if not meaning.low <= self.value <= meaning.high:
             raise DegradationError(f"{kind}:{self.value:g} is out of range; use {limits}")
-        if self.kind is ConditionKind.MP3 and self.value not in degradations.MP3_KBPS:
-            raise DegradationError(
-                f"MP3 at 16 kHz has no {self.value:g} kbit/s; use {', '.join(map(str, degradations.MP3_KBPS))}"
-            )
+        if self.kind is ConditionKind.MP3 and self.value not in MP3_KBPS:
+            raise DegradationError(f"MP3 at 16 kHz has no {self.value:g} kbit/s; use {', '.join(map(str, MP3_KBPS))}")
 
     @property
     def name(self) -> str:
@@ -135,12 +121,6 @@ class Condition:
     def kind_title(self) -> str:
         """For people, without the value."""
         return _MEANINGS[self.kind].title
-
-
-def _example(kind: str) -> str:
-    return next(
-        f"{c.value:g}" for c in (*DEFAULT_CONDITIONS, Condition(ConditionKind.NOISE, 10)) if c.kind.value == kind
-    )
 
 
 def _conditions(**values: Sequence[float]) -> tuple[Condition, ...]:
@@ -173,16 +153,17 @@ def parse_conditions(words: Sequence[str]) -> tuple[Condition, ...]:
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
             raise DegradationError(f"there is no condition {name!r}; {hint}")
         for value in values.split(",") if colon else [None]:
-            try:
-                number = None if value is None else float(value)
-            except ValueError:
-                raise DegradationError(f"{word}: {value!r} is no number; write {name}:{_example_of(name)}") from None
-            found[Condition(kinds[name], number)] = None
+            found[Condition(kinds[name], None if value is None else _number(value, kinds[name]))] = None
     return tuple(found)
 
 
-def _example_of(name: str) -> str:
-    return "VALUE[,VALUE...]" if _MEANINGS[ConditionKind(name)].unit else f"{name} alone"
+def _number(text: str, kind: ConditionKind) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        meaning = _MEANINGS[kind]
+        fix = f"{kind.value}:{meaning.example:g}" if meaning.unit else f"{kind.value} alone"
+        raise DegradationError(f"{kind.value}:{text}: {text!r} is no number; write {fix}") from None
 
 
 def describe_kinds() -> str:
@@ -193,235 +174,3 @@ def describe_kinds() -> str:
         unit = f" in {meaning.unit}" if meaning.unit else ""
         lines.append(f"  {kind.value + value:<18}{unit:<10} {meaning.title}: {meaning.about}")
     return "\n".join(lines)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sounds:
-    """The user's own recordings that conditions need.
-
-    Attributes:
-        noise: of ``--noise``; None when no condition needs it.
-        rooms: impulse responses of ``--rooms``, float32 at 16 kHz.
-        digests: content hash of each of the two, by kind.
-        left_out: files that cannot be used, with the reason.
-    """
-
-    noise: PackedAudio | None = None
-    rooms: tuple[Float32[np.ndarray, " R"], ...] = ()
-    digests: Mapping[ConditionKind, str] = dataclasses.field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
-
-    @classmethod
-    def load(
-        cls, conditions: Sequence[Condition], noise: Path | None, rooms: Path | None, cache_dir: str = ""
-    ) -> "Sounds":
-        """Find and decode what the conditions need, and try the codecs they use: before anything is judged.
-
-        Args:
-            conditions: all that are to be judged.
-            noise: folder of noise recordings, searched with its sub-folders.
-            rooms: folder of impulse responses, likewise.
-            cache_dir: as in :class:`AudioConfig`.
-
-        Raises:
-            DegradationError: a folder that is missing, not needed, or without usable audio; a codec that the
-                installed libsndfile does not have.
-        """
-        kinds = {condition.kind for condition in conditions}
-        for kind, folder, flag in ((ConditionKind.NOISE, noise, "--noise"), (ConditionKind.ROOM, rooms, "--rooms")):
-            if kind in kinds and folder is None:
-                raise DegradationError(
-                    f"the condition {kind.value} needs recordings; name their folder with {flag} DIR"
-                )
-            if kind not in kinds and folder is not None:
-                raise DegradationError(
-                    f"{flag} is given, but no condition uses it; add --condition {kind.value}"
-                    + (":20,10,0" if kind is ConditionKind.NOISE else "")
-                )
-        for codec in {c.kind: c for c in conditions if c.kind in (ConditionKind.MP3, ConditionKind.OPUS)}.values():
-            _CHANNELS[codec.kind](np.zeros(1600, np.float32), codec.value)
-        packed, responses, digests = None, [], {}
-        left_out: list[str] = []
-        if noise is not None:
-            packed, skipped, digests[ConditionKind.NOISE] = _pack_noise(noise, cache_dir)
-            left_out += skipped
-        if rooms is not None:
-            for path in _audio_files(rooms):
-                try:
-                    response = decode(path)
-                    if not response.any():
-                        raise AudioError("silent: every sample is 0")
-                    responses.append(response)
-                except AudioError as error:
-                    left_out.append(f"{path}: {error}")
-            if not responses:
-                raise DegradationError(f"no impulse response in {rooms} can be used ({left_out[0]})")
-            digests[ConditionKind.ROOM] = _digest(responses)
-        return cls(packed, tuple(responses), digests, tuple(left_out))
-
-
-def _audio_files(folder: Path) -> list[Path]:
-    """Recordings below a folder, in the order of their names."""
-    if not folder.is_dir():
-        raise DegradationError(f"{folder} is {'a file' if folder.exists() else 'missing'}; name a folder of recordings")
-    endings = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".oga", ".opus"}
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
-    if not found:
-        raise DegradationError(f"there is no recording in {folder} (wav, flac, ogg, mp3, ...)")
-    return found
-
-
-def _pack_noise(folder: Path, cache_dir: str) -> tuple[PackedAudio, list[str], str]:
-    names = {path.relative_to(folder).as_posix(): path for path in _audio_files(folder)}
-    manifest = Manifest("noise", tuple(Utterance(id=name, path=path) for name, path in names.items()))
-    try:
-        # Packed like a corpus: decoded once, mapped into memory, however large the collection.
-        _, packed, skipped = pack(manifest, AudioConfig(max_seconds=_MAX_NOISE_SECONDS, cache_dir=cache_dir))
-    except AudioError as error:
-        raise DegradationError(f"no recording in {folder} can be used: {error}") from None
-    return packed, [f"{item.path}: {item.reason}" for item in skipped], _digest([packed.samples, packed.offsets])
-
-
-def _digest(arrays: Sequence[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.int64(len(array)).tobytes())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]
-
-
-# Channels need nothing but the utterance and the value.
-_CHANNELS: Mapping[ConditionKind, Callable[..., np.ndarray]] = {
-    ConditionKind.TELEPHONE: lambda speech, _: degradations.telephone(speech),
-    ConditionKind.MP3: degradations.mp3,
-    ConditionKind.OPUS: degradations.opus,
-    ConditionKind.GAIN: degradations.gain,
-    ConditionKind.CLIP: degradations.clip_peaks,
-}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Degrader:
-    """A corpus under any condition.
-
-    Attributes:
-        manifest: the utterances.
-        audio: their samples.
-        sounds: the user's recordings.
-        seed: of noise, babble and rooms. The noise of an utterance is the same at every SNR.
-    """
-
-    manifest: Manifest
-    audio: PackedAudio
-    sounds: Sounds = dataclasses.field(default_factory=Sounds)
-    seed: int = 0
-
-    def check(self, conditions: Sequence[Condition]) -> None:
-        """Refuse what this corpus cannot give.
-
-        Raises:
-            DegradationError: babble, where there are too few utterances by others than an utterance's speaker.
-        """
-        if not any(condition.kind is ConditionKind.BABBLE for condition in conditions):
-            return
-        speakers = self.manifest.counts("speaker")
-        most, count = max(speakers.items(), key=lambda item: item[1], default=("", 1))
-        if len(self.manifest) - count < _VOICES:
-            whose = f"by others than {most}" if most else "beside the one that is judged"
-            raise DegradationError(
-                f"babble needs {_VOICES} utterances {whose}, and {self.manifest.name} has {len(self.manifest) - count}; "
-                "leave babble out with --condition, or use --condition noise:10 --noise DIR"
-            )
-
-    def fingerprint(self, condition: Condition) -> dict[str, object]:
-        """All that decides what the audio becomes, beside the corpus."""
-        used: dict[str, object] = {"condition": condition.name}
-        if condition.is_noise or condition.kind in (ConditionKind.REVERB, ConditionKind.ROOM):
-            used["seed"] = self.seed
-        if condition.kind in self.sounds.digests:
-            used["recordings"] = self.sounds.digests[condition.kind]
-        if condition.kind in (ConditionKind.MP3, ConditionKind.OPUS):
-            used["libsndfile"] = soundfile.__libsndfile_version__
-        return used
-
-    def utterance(self, row: int, condition: Condition) -> Float32[np.ndarray, " S"]:
-        """One utterance under a condition; with noise or in rooms scaled down where it would exceed full scale."""
-        speech, kind, value = from_int16(self.audio[row]), condition.kind, condition.value
-        if kind is ConditionKind.CLEAN:
-            return speech
-        if channel := _CHANNELS.get(kind):
-            return channel(speech, value)
-        random = degradations.generator(self.seed, kind.value, self.manifest.utterances[row].id)
-        if condition.is_noise:
-            assert value is not None
-            return degradations.fit_full_scale(degradations.add_noise(speech, self._noise(row, kind, random), value))
-        if kind is ConditionKind.REVERB:
-            assert value is not None
-            response = degradations.room_impulse_response(value, random)
-        else:
-            response = self.sounds.rooms[int(random.integers(len(self.sounds.rooms)))]
-        return degradations.fit_full_scale(degradations.reverberate(speech, response))
-
-    def corpus(
-        self,
-        rows: Sequence[int],
-        condition: Condition,
-        *,
-        folder: Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> PackedAudio:
-        """The corpus under a condition, at 16 bits a sample, for use in the place of :attr:`audio`.
-
-        Args:
-            rows: utterances that will be judged; the others are silent in the result.
-            condition: what happens to them.
-            folder: where the samples are kept, in a file without a name that vanishes with the result.
-            progress: called with (utterances done, all utterances).
-        """
-        if condition.kind is ConditionKind.CLEAN:
-            return self.audio
-        offsets = self.audio.offsets
-        with tempfile.TemporaryFile(dir=folder) as file:
-            # Mapped, not in memory: a large corpus may exceed it.
-            samples = np.memmap(file, dtype="<i2", mode="w+", shape=(int(offsets[-1]),))
-
-        def write(row: int) -> None:
-            samples[offsets[row] : offsets[row + 1]] = to_int16(self.utterance(row, condition))
-
-        with ThreadPoolExecutor(worker_count()) as pool:
-            for done, _ in enumerate(pool.map(write, rows), 1):
-                if progress is not None:
-                    progress(done, len(rows))
-        return PackedAudio(samples, offsets)
-
-    def _noise(self, row: int, kind: ConditionKind, random: np.random.Generator) -> np.ndarray:
-        samples = int(self.audio.lengths[row])
-        match kind:
-            case ConditionKind.WHITE:
-                return degradations.white_noise(samples, random)
-            case ConditionKind.PINK:
-                return degradations.pink_noise(samples, random)
-            case ConditionKind.BABBLE:
-                return degradations.babble(samples, self._voices(row, random), random)
-        assert self.sounds.noise is not None
-        recording = self.sounds.noise[int(random.integers(len(self.sounds.noise)))]
-        noise = _stretch(recording, int(random.integers(len(recording))), samples)
-        # Digital silence has no level to set: take the stretch from the loudest sample on.
-        return noise if noise.any() else _stretch(recording, int(np.argmax(np.abs(recording))), samples)
-
-    def _voices(self, row: int, random: np.random.Generator) -> list[np.ndarray]:
-        """Utterances by others: not by the row's speaker where that is known, never the row itself."""
-        own = self.manifest.utterances[row].speaker
-        chosen: dict[int, None] = {}
-        while len(chosen) < _VOICES:
-            other = int(random.integers(len(self.manifest)))
-            if other != row and (own is None or self.manifest.utterances[other].speaker != own):
-                chosen[other] = None
-        return [from_int16(self.audio[other]) for other in chosen]
-
-
-def _stretch(recording: np.ndarray, start: int, samples: int) -> Float32[np.ndarray, " S"]:
-    """``samples`` samples from ``start`` on, beginning anew at the recording's end."""
-    if start + samples <= len(recording):
-        return from_int16(recording[start : start + samples])
-    return from_int16(np.resize(np.concatenate([recording[start:], recording[:start]]), samples))

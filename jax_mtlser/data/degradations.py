@@ -25,6 +25,7 @@ from jax_mtlser.data.audio import SAMPLE_RATE
 
 __all__ = [
     "MP3_KBPS",
+    "OPUS_KBPS",
     "DegradationError",
     "active_power",
     "add_noise",
@@ -53,7 +54,7 @@ _TELEPHONE_RATE, _TELEPHONE_BAND = 8_000, (300.0, 3_400.0)
 # Linear phase: nothing is delayed. Hamming's main lobe is 3.3 rates / taps wide: 53 dB down 50 Hz off the band.
 _TELEPHONE_FILTER = signal.firwin(513, _TELEPHONE_BAND, fs=_TELEPHONE_RATE, pass_zero=False, window="hamming")
 MP3_KBPS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # of MPEG-2 layer III, which 16 kHz uses
-_OPUS_KBPS = (6.0, 256.0)  # what libsndfile's compression levels 1 and 0 stand for
+OPUS_KBPS = (6.0, 256.0)  # what libsndfile's compression levels 1 and 0 stand for
 _MP3_DELAY = 1105  # samples: LAME's encoder (576) and any layer III decoder (529)
 
 
@@ -245,7 +246,7 @@ def opus(speech: Audio, kbps: float) -> Audio:
     Raises:
         DegradationError: another bit rate, or a libsndfile without Opus.
     """
-    low, high = _OPUS_KBPS
+    low, high = OPUS_KBPS
     if not low <= kbps <= high:
         raise DegradationError(f"Opus has no {kbps:g} kbit/s; use {low:g} to {high:g}")
     decoded = _coded(speech, "OGG", "OPUS", compression_level=1 - (kbps - low) / (high - low))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from jax_mtlser import runtime
-from jax_mtlser.data.conditions import CLEAN, Condition, Degrader, Sounds
+from jax_mtlser.data.conditions import CLEAN, Condition
+from jax_mtlser.data.degrader import Degrader, Sounds
 from jax_mtlser.evaluation.predictions import Prediction, read_predictions, write_predictions
 from jax_mtlser.evaluation.robustness import JudgedCondition, print_robustness, robustness_results, write_robustness
 from jax_mtlser.experiments.finished_run import FinishedRun, LoadedMember, finished_members, read_run_config

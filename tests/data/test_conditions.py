@@ -12,12 +12,11 @@ from jax_mtlser.data.conditions import (
     DEFAULT_CONDITIONS,
     Condition,
     ConditionKind,
-    Degrader,
-    Sounds,
     describe_kinds,
     parse_conditions,
 )
 from jax_mtlser.data.degradations import DegradationError, active_power
+from jax_mtlser.data.degrader import Degrader, Sounds
 from jax_mtlser.data.packed import PackedAudio, from_int16
 
 WHITE, BABBLE, NOISE, ROOM = (
@@ -66,7 +65,7 @@ def test_names_read_back_to_the_same_conditions():
     [
         ("wite:10", "no condition 'wite'; did you mean white?"),
         ("xyz", "no condition 'xyz'; there are clean, white"),
-        ("white", r"white needs a value \(SNR, -30 to 60 dB\), such as white:20"),
+        ("white", r"white needs a value \(SNR, -30 to 60 dB\), such as white:10"),
         ("white:", "'' is no number"),
         ("white:ten", "'ten' is no number"),
         ("white:nan", "out of range"),

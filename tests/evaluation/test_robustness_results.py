@@ -71,6 +71,12 @@ def test_the_interval_covers_the_true_difference_about_as_often_as_it_says():
     assert 134 <= hits <= 149  # 95 % of 150 is 142.5, standard deviation 2.7
 
 
+def test_a_class_that_a_draw_does_not_hold_is_left_out_of_its_ua():
+    # Speaker 1 has all of "a", and loses it: draws of speaker 1 alone have a UA of 0 instead of 1.
+    found = difference_from(rows("ab", "ab", "12"), rows("ab", "bb", "12"), "speaker")["ua"]
+    assert (found.value, found.low, found.high) == (-0.5, -1.0, 0.0)
+
+
 def test_one_cluster_has_no_interval_and_no_labels_have_no_difference():
     clean, noisy = rows("ab", "ab", "11"), rows("ab", "bb", "11")
     assert difference_from(clean, noisy, "speaker")["wa"].low is None

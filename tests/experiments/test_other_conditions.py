@@ -14,7 +14,8 @@ from tiny import tiny_config, write_corpus
 
 from jax_mtlser import cli
 from jax_mtlser.config import CorpusConfig, CorpusKind
-from jax_mtlser.data.conditions import Degrader, parse_conditions
+from jax_mtlser.data.conditions import parse_conditions
+from jax_mtlser.data.degrader import Degrader
 from jax_mtlser.evaluation.predictions import read_predictions
 from jax_mtlser.experiments.cross_corpus import judge_other_corpus
 from jax_mtlser.experiments.robustness import measure_robustness
