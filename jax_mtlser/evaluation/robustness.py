@@ -30,6 +30,7 @@ __all__ = [
 
 _DRAWS = 2_000
 _LEVEL = 0.95
+_FEWEST_CLUSTERS = 5  # resampled, fewer give little more than their own smallest and largest difference
 _COLUMNS = {"wa": "WA", "ua": "UA", "macro_f1": "F1", "gender_accuracy": "Gender", "wer": "WER"}
 
 
@@ -61,7 +62,7 @@ class JudgedCondition:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A score minus the clean one, as fractions, with the ends of its 95 % interval (None with one cluster)."""
+    """A score minus the clean one, as fractions, with the ends of its 95 % interval (None with few clusters)."""
 
     value: float
     low: float | None
@@ -74,7 +75,7 @@ def difference_from(
     """Differences in WA and UA by a paired bootstrap over whole clusters.
 
     Both sides are the same utterances judged by the same members, so a drawn cluster counts on both. Percentile
-    interval; with few clusters it is too narrow.
+    interval; none with fewer than five clusters, and with fewer than some 20 it is too narrow.
 
     Args:
         clean: predictions to compare with.
@@ -106,7 +107,7 @@ def difference_from(
     correct = [summed([float(pair[side].emotion == pair[side].emotion_predicted) for pair in pairs]) for side in (0, 1)]
     whole = _differences(np.ones((1, len(groups))), count, *correct)
     found = {key: Difference(float(values[0]), None, None) for key, values in whole.items()}
-    if len(groups) > 1:
+    if len(groups) >= _FEWEST_CLUSTERS:
         random = np.random.Generator(np.random.PCG64(0))
         drawn = random.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=_DRAWS)
         ends = (100 * (1 - _LEVEL) / 2, 100 * (1 + _LEVEL) / 2)
@@ -186,10 +187,13 @@ def print_robustness(results: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     interval = results["interval"]
     unit = "speakers" if interval["clusters"] == "speaker" else "utterances"
-    few = ", too few for exact ones" if interval["count"] < 20 else ""
+    if interval["count"] < _FEWEST_CLUSTERS:
+        how = f"No intervals: {interval['count']} {unit} are too few."
+    else:
+        few = ", few enough to make them too narrow" if interval["count"] < 20 else ""
+        how = f"Intervals: paired bootstrap over {interval['count']} {unit}{few}."
     console.print(
-        f"Per cent; F1 is macro F1. {len(results['members'])} members, {results['predictions']} test predictions. "
-        f"Intervals: paired bootstrap over {interval['count']} {unit}{few}.",
+        f"Per cent; F1 is macro F1. {len(results['members'])} members, {results['predictions']} test predictions. {how}",
         highlight=False,
     )
 

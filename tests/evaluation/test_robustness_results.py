@@ -34,7 +34,7 @@ def judged(members: dict, name: str = "clean", value: float | None = None, noise
 
 
 def test_differences_are_those_of_the_scores():
-    clean, noisy = rows("aaabbc", "aaabbb", "112233"), rows("aaabbc", "abbbac", "112233")
+    clean, noisy = rows("aaabbc", "aaabbb", "112345"), rows("aaabbc", "abbbac", "112345")
     found = difference_from(clean, noisy, "speaker")
     assert found["wa"].value == pytest.approx(3 / 6 - 5 / 6)
     assert found["ua"].value == pytest.approx((1 / 3 + 1 / 2 + 1) / 3 - (1 + 1 + 0) / 3)
@@ -72,13 +72,14 @@ def test_the_interval_covers_the_true_difference_about_as_often_as_it_says():
 
 
 def test_a_class_that_a_draw_does_not_hold_is_left_out_of_its_ua():
-    # Speaker 1 has all of "a", and loses it: draws of speaker 1 alone have a UA of 0 instead of 1.
-    found = difference_from(rows("ab", "ab", "12"), rows("ab", "bb", "12"), "speaker")["ua"]
-    assert (found.value, found.low, found.high) == (-0.5, -1.0, 0.0)
+    # Four speakers have all of "a" and lose it; a third of the draws do without the fifth, who has all of "b".
+    found = difference_from(rows("aaaab", "aaaab", "12345"), rows("aaaab", "bbbbb", "12345"), "speaker")["ua"]
+    assert (found.value, found.low, found.high) == (-0.5, -1.0, -0.5)
 
 
-def test_one_cluster_has_no_interval_and_no_labels_have_no_difference():
-    clean, noisy = rows("ab", "ab", "11"), rows("ab", "bb", "11")
+def test_few_clusters_have_no_interval_and_no_labels_have_no_difference():
+    clean, noisy = rows("abab", "abab", "1234"), rows("abab", "bbab", "1234")
+    assert difference_from(clean, noisy, "speaker")["wa"].value == -0.25
     assert difference_from(clean, noisy, "speaker")["wa"].low is None
     assert difference_from([row(0, None, "a")], [row(0, None, "b")], "id") is None
 
@@ -90,8 +91,8 @@ def test_sides_that_are_not_paired_are_refused():
 
 @pytest.fixture
 def results():
-    one, two = rows("abab", "abab", "1122"), [row(9, "a", "b", "3", "n"), row(8, "b", "b", "4", "n")]
-    worse = rows("abab", "abbb", "1122")
+    one, two = rows("abab", "abab", "1125"), [row(9, "a", "b", "3", "n"), row(8, "b", "b", "4", "n")]
+    worse = rows("abab", "abbb", "1125")
     worst = [row(9, "a", "b", "3", "n"), row(8, "b", "a", "4", "n")]
     others = [
         judged({"m": worse, "n": two}, "white:10", 10, "white noise"),
@@ -108,7 +109,19 @@ def test_results_pool_members_and_keep_each(results):
     assert (clean["mean"]["wa"], clean["std"]["wa"]) == (0.75, pytest.approx(0.125**0.5))
     assert ten["difference"]["wa"]["value"] == pytest.approx(-1 / 6)
     assert zero["difference"]["wa"]["value"] == pytest.approx(-2 / 6)
-    assert results["interval"] == {"level": 0.95, "draws": 2000, "clusters": "speaker", "count": 4}
+    assert results["interval"] == {"level": 0.95, "draws": 2000, "clusters": "speaker", "count": 5}
+
+
+def test_too_few_speakers_for_intervals_are_told():
+    clean, noisy = rows("abab", "abab", "1122"), rows("abab", "abbb", "1122")
+    console = Console(file=io.StringIO(), width=80)
+    print_robustness(
+        robustness_results(judged({"m": clean}), [judged({"m": noisy}, "white:0", 0, "white noise")]), console
+    )
+    shown = console.file.getvalue()
+    assert "-25.00" in shown
+    assert "[-" not in shown
+    assert "No intervals: 2 speakers are too few." in " ".join(shown.split())
 
 
 def test_without_speakers_utterances_are_drawn():
