@@ -30,6 +30,16 @@ _COMMANDS = {
         "encoder in Hugging Face layout",
         "export:export_command",
     ),
+    "robustness": (
+        "--workdir DIR [--condition KIND[:VALUE,...] ...]",
+        "a trained run under noise, in rooms, through codecs",
+        "robustness:robustness_command",
+    ),
+    "cross-corpus": (
+        "--workdir DIR --corpus PATH [--kind KIND] [--map LABEL=CLASS ...]",
+        "a trained run on another corpus",
+        "cross_corpus:cross_corpus_command",
+    ),
 }
 
 

@@ -29,7 +29,7 @@ from jax_mtlser.corpora.manifest import Manifest, Utterance
 from jax_mtlser.data.audio import SAMPLE_RATE, AudioError, decode
 from jax_mtlser.run_folder import write_text
 
-__all__ = ["PackedAudio", "Skipped", "pack", "write_skipped"]
+__all__ = ["PackedAudio", "Skipped", "from_int16", "pack", "to_int16", "worker_count", "write_skipped"]
 
 _FORMAT = 1  # raise it when the same bytes would be packed differently
 _SAMPLES, _OFFSETS, _ROWS = "samples.int16", "offsets.npy", "rows.json"
@@ -99,7 +99,7 @@ def pack(
     if not len(manifest):
         raise AudioError(f"{manifest.name} has no utterances")
     root = _cache_root(config)
-    with ThreadPoolExecutor(_workers()) as pool:
+    with ThreadPoolExecutor(worker_count()) as pool:
         entry = root / _content_key(manifest, config, pool)
         if (packed := _load(entry, manifest)) is None:
             _write_entry(entry, manifest, config, pool, progress)
@@ -118,7 +118,8 @@ def write_skipped(skipped: Iterable[Skipped], path: Path) -> None:
     write_text(path, buffer.getvalue())
 
 
-def _workers() -> int:
+def worker_count() -> int:
+    """Threads that this process may use for audio."""
     # The affinity mask counts the cores a scheduler granted, not the machine's.
     return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
@@ -167,7 +168,7 @@ def _in_order(pool: ThreadPoolExecutor, function: Callable[[_T], _R], items: Ite
     items = iter(items)
     waiting: collections.deque[Future[_R]] = collections.deque()
     try:
-        for item in itertools.islice(items, 4 * _workers()):
+        for item in itertools.islice(items, 4 * worker_count()):
             waiting.append(pool.submit(function, item))
         while waiting:
             result = waiting.popleft().result()
@@ -257,12 +258,18 @@ def _usable_samples(utterance: Utterance, config: AudioConfig) -> Int16[np.ndarr
     if peak < 10 ** (config.silence_dbfs / 20):
         level = f"the peak is {20 * np.log10(peak):.1f} dBFS" if peak else "every sample is 0"
         return f"silent: {level}, below the limit of {config.silence_dbfs:.6g} dBFS"
-    return _to_int16(samples)
+    return to_int16(samples)
 
 
-def _to_int16(samples: Float32[np.ndarray, " S"]) -> Int16[np.ndarray, " S"]:
+def to_int16(samples: Float32[np.ndarray, " S"]) -> Int16[np.ndarray, " S"]:
+    """Samples as they are packed: full scale, 1.0, is 32768."""
     # Floats above full scale (float files, overshoot of the resampling filter) are clipped, never wrapped.
     return np.clip(np.rint(samples * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype("<i2")
+
+
+def from_int16(samples: Int16[np.ndarray, " S"]) -> Float32[np.ndarray, " S"]:
+    """The inverse of :func:`to_int16`."""
+    return samples.astype(np.float32) / np.float32(_FULL_SCALE)
 
 
 def _nothing_left(manifest: Manifest, reasons: list[str]) -> str:

@@ -22,9 +22,9 @@ from matplotlib.ticker import MaxNLocator
 
 from jax_mtlser.evaluation.metrics import ConfusionSums
 
-__all__ = ["confusion_matrix", "fold_scores", "inline_svg", "save", "training_curves"]
+__all__ = ["confusion_matrix", "fold_scores", "inline_svg", "noise_curves", "save", "training_curves"]
 
-_BLUE, _ORANGE, _AMBER, _GREY = "#0072B2", "#D55E00", "#E69F00", "#555555"
+_BLUE, _ORANGE, _AMBER, _GREEN, _GREY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#555555"
 _WIDTH = 9.4  # inches
 _TEXT = {"parse_math": False}  # a label may hold dollar signs
 # Per task: title, loss key, then the validation scores with their names.
@@ -40,6 +40,8 @@ _STYLES = ((_BLUE, "-"), (_ORANGE, (0, (5, 2))))
 _MAX_VECTOR_MEMBERS = 12
 
 Curve = dict[float, float]  # epoch -> value
+# SNR in dB, UA as a fraction, and the ends of the interval of its difference from clean (None where there is none).
+NoisePoint = tuple[float, float, float | None, float | None]
 
 
 def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
@@ -153,6 +155,41 @@ def fold_scores(names: Sequence[str], wa: Sequence[float | None], ua: Sequence[f
     _tidy(axes)
     axes.tick_params(axis="x", length=0)
     figure.legend(loc="outside upper right", ncols=4, fontsize=9, frameon=False)
+    return figure
+
+
+def noise_curves(curves: Mapping[str, Sequence[NoisePoint]], clean: float) -> Figure | None:
+    """UA over the signal-to-noise ratio, a line for each kind of noise, and a level line without noise.
+
+    Args:
+        curves: by the name of the noise, in the order of the colours.
+        clean: fraction without noise.
+
+    Returns:
+        None when there is no point.
+    """
+    curves = {name: sorted(points) for name, points in curves.items() if points}
+    if not curves:
+        return None
+    figure = _figure(6.4, 3.9)
+    axes = figure.subplots()
+    axes.axhline(100 * clean, color=_GREY, lw=1.3, ls=(0, (1, 1.5)), label=f"clean {100 * clean:.1f} %")
+    styles = ((_BLUE, "-", "o"), (_ORANGE, (0, (5, 2)), "s"), (_GREEN, (0, (3, 1.5, 1, 1.5)), "^"), (_AMBER, "-", "D"))
+    for (name, points), (colour, dashes, marker) in zip(curves.items(), styles, strict=False):
+        snr = [point[0] for point in points]
+        values = np.array([100 * point[1] for point in points])
+        axes.plot(snr, values, color=colour, ls=dashes, lw=1.9, marker=marker, ms=5, label=name, zorder=3)
+        # The difference's interval, laid around the score: what separates the curve from the clean line.
+        known = [i for i, point in enumerate(points) if point[2] is not None]
+        low, high = ([100 * (clean + points[i][at]) for i in known] for at in (2, 3))  # type: ignore[operator]
+        axes.fill_between([snr[i] for i in known], low, high, color=colour, alpha=0.12, lw=0)
+    axes.invert_xaxis()  # harder to the right
+    axes.set_xticks(sorted({point[0] for points in curves.values() for point in points}, reverse=True))
+    axes.set_xlabel("SNR (dB)", fontsize=9)
+    axes.set_ylabel("UA (%)", fontsize=9)
+    axes.set_ylim(0, 100)
+    _tidy(axes)
+    axes.legend(fontsize=8.5, frameon=False)
     return figure
 
 

@@ -123,6 +123,18 @@ class Experiment:
         assert manifest is not None
         return encoder, manifest
 
+    def with_audio(self, audio: PackedAudio) -> "Experiment":
+        """The same experiment with other samples of the same lengths; compiled programs are shared.
+
+        Raises:
+            ValueError: utterances of other lengths.
+        """
+        if not np.array_equal(audio.offsets, self.audio.offsets):
+            raise ValueError("the samples of an experiment can only be replaced by as many for each utterance")
+        twin = dataclasses.replace(self, audio=audio)
+        twin._steps = self._steps
+        return twin
+
     def _summarise(self) -> None:
         lengths, buckets = self.audio.lengths, self.buckets
         padded = np.asarray(buckets.bounds)[buckets.bucket_of].sum()

@@ -8,27 +8,27 @@ from typing import Any
 import jax
 
 from jax_mtlser import runtime
-from jax_mtlser.config import Config, from_dict, to_dict, validate
-from jax_mtlser.corpora.manifest import read_manifest, write_manifest
+from jax_mtlser.config import Config, to_dict, validate
+from jax_mtlser.corpora.manifest import write_manifest
 from jax_mtlser.data.duplicates import first_copies
-from jax_mtlser.data.labels import LabelMaps
 from jax_mtlser.data.packed import write_skipped
 from jax_mtlser.data.vocabulary import Vocabulary, min_frames
 from jax_mtlser.evaluation.leakage import LeakageMeter, leakage_record
 from jax_mtlser.evaluation.metrics import score
 from jax_mtlser.evaluation.predictions import Prediction, read_predictions, write_predictions
-from jax_mtlser.evaluation.protocols import draw_folds, fold_notes, folds_from_record, folds_record
+from jax_mtlser.evaluation.protocols import draw_folds, fold_notes, folds_record
 from jax_mtlser.evaluation.report import print_results, write_report
 from jax_mtlser.evaluation.results import gather_results
 from jax_mtlser.experiments.experiment import Experiment
+from jax_mtlser.experiments.finished_run import FinishedRun, LoadedMember, RunError
 from jax_mtlser.experiments.members import Member, members_of
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json, write_json
-from jax_mtlser.training.checkpoint import TrainingCheckpoints, load_model, load_model_description, save_model
+from jax_mtlser.training.checkpoint import TrainingCheckpoints, save_model
 from jax_mtlser.training.loop import NonFiniteLossError, train
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
 
-__all__ = ["RunError", "evaluate_run", "train_run"]
+__all__ = ["RunError", "differences_to_stored", "evaluate_run", "train_run"]
 
 _MODEL_FORMAT = 1
 # Settings that say how a run goes, not what comes out; they may differ when a run goes on.
@@ -40,10 +40,6 @@ _FREE_SETTINGS = (
     "training.tensorboard",
     "audio.cache_dir",
 )
-
-
-class RunError(RuntimeError):
-    """A run folder that cannot be used as asked; the message says why and what to do."""
 
 
 def train_run(config: Config, workdir: Path, display: Display) -> int:
@@ -113,22 +109,13 @@ def evaluate_run(workdir: Path, display: Display) -> list[str]:
     Raises:
         RunError: no run, or no finished member, in the folder.
     """
-    run = RunFolder(workdir)
-    if not run.config.exists():
-        raise RunError(f"{workdir} is no run folder (it has no {run.config.name}); name the --workdir of a training")
-    config = from_dict(Config, read_json(run.config))
-    experiment = Experiment.load(config, display, read_manifest(run.corpus, name=None))
-    drawn = folds_from_record(experiment.manifest, read_json(run.folds))
-    everyone = dataclasses.replace(config.protocol, only_folds=(), only_repeats=())
-    members = members_of(everyone, config.training.seed, drawn)
-    finished = [member for member in members if run.member(member.name).result.exists()]
-    if not finished:
-        raise RunError(f"{workdir} has no finished member; let train.py finish first")
+    opened = FinishedRun.open(workdir, display)
+    run, experiment, config = opened.run, opened.experiment, opened.experiment.config
     differences: list[str] = []
-    for member in finished:
+    for member in opened.members:
         differences += _evaluate_member(experiment, member, run.member(member.name))
     stored = read_json(run.results)["pooled"] if run.results.exists() else None
-    results = _gather(run, members_of(config.protocol, config.training.seed, drawn), display)
+    results = _gather(run, members_of(config.protocol, config.training.seed, opened.drawn), display)
     if stored is not None and stored != results["pooled"]:
         differences.append(f"pooled: stored {stored}, now {results['pooled']}")
     return differences
@@ -238,26 +225,26 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
 
 def _evaluate_member(experiment: Experiment, member: Member, folder: MemberFolder) -> list[str]:
     """Judge a finished member again; returns the differences to its stored result."""
-    description = load_model_description(folder.model)
-    maps = LabelMaps.from_dict(description["labels"])
-    vocabulary = Vocabulary.from_dict(description["vocabulary"]) if description["vocabulary"] else None
-    judge = experiment.judge_of(member, maps, vocabulary)
-    experiment.compile(judge.steps, names=("eval",))
-    params = load_model(folder.model, judge.steps.params_shapes())
-    predictions = _predict(judge, member, params, experiment.resident_corpus(judge.steps))
-    result = read_json(folder.result)
-    summary = _test_summary(predictions)
+    loaded = LoadedMember.load(experiment, member, folder)
+    predictions = _predict(loaded.judge, member, loaded.params, loaded.corpus)
+    differences = differences_to_stored(folder, predictions)
+    write_predictions(folder.predictions, predictions, loaded.judge.maps.to_dict())
+    write_json(folder.result, {**read_json(folder.result), "metrics": _test_summary(predictions)})
+    return differences
+
+
+def differences_to_stored(folder: MemberFolder, predictions: list[Prediction]) -> list[str]:
+    """What a member says now, its test part included, and did not say when it was trained."""
+    name, stored = folder.path.name, read_json(folder.result)["metrics"]
     differences = [
-        f"{member.name}: {name} stored {result['metrics'][name]}, now {value}"
-        for name, value in summary.items()
-        if result["metrics"][name] != value
+        f"{name}: {key} stored {stored[key]}, now {value}"
+        for key, value in _test_summary(predictions).items()
+        if stored[key] != value
     ]
     before = {p.id: p for p in read_predictions(folder.predictions)} if folder.predictions.exists() else {}
     changed = sum(1 for p in predictions if p.id in before and _decisions(p) != _decisions(before[p.id]))
     if changed:
-        differences.append(f"{member.name}: {changed} of {len(predictions)} predictions changed")
-    write_predictions(folder.predictions, predictions, maps.to_dict())
-    write_json(folder.result, {**result, "metrics": summary})
+        differences.append(f"{name}: {changed} of {len(predictions)} predictions changed")
     return differences
 
 

@@ -1,0 +1,47 @@
+"""``jax-mtlser cross-corpus``: a trained run judged on a corpus that it was not trained on."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax_mtlser.commands.command import UsageError, answer_errors, set_up_process
+from jax_mtlser.config import CorpusConfig, CorpusKind
+
+__all__ = ["cross_corpus_command"]
+
+
+def cross_corpus_command(argv: Sequence[str]) -> int:
+    """Judge all members and their ensemble on another corpus, over the emotions that both have."""
+    parser = argparse.ArgumentParser(
+        "jax-mtlser cross-corpus",
+        description="Judge a trained run on another corpus, over the emotions that both have.",
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="run folder of a training")
+    parser.add_argument("--corpus", required=True, metavar="PATH", help="the other corpus")
+    parser.add_argument(
+        "--kind", choices=[kind.value for kind in CorpusKind], default=CorpusKind.TABLE.value, help="default: table"
+    )
+    parser.add_argument(
+        "--map", action="append", default=[], metavar="LABEL=CLASS",
+        help="a label of the corpus that means a class of the model, such as joy=happy; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="results (default WORKDIR/cross_corpus/NAME)")
+    arguments = parser.parse_args(list(argv[1:]))
+
+    def run() -> int:
+        renamed: dict[str, str] = {}
+        for pair in arguments.map:
+            label, equals, name = pair.partition("=")
+            if not (label and equals and name):
+                raise UsageError(f"--map {pair}: write LABEL=CLASS, such as joy=happy")
+            if renamed.setdefault(label, name) != name:
+                raise UsageError(f"--map gives {label} two classes, {renamed[label]} and {name}; keep one")
+        set_up_process()
+        from jax_mtlser.experiments.cross_corpus import judge_other_corpus
+        from jax_mtlser.training.progress import Display
+
+        corpus = CorpusConfig(kind=CorpusKind(arguments.kind), path=arguments.corpus)
+        judge_other_corpus(arguments.workdir, corpus, Display(), renamed=renamed, output=arguments.output)
+        return 0
+
+    return answer_errors(run)
