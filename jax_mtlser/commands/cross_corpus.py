@@ -18,9 +18,9 @@ def cross_corpus_command(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--workdir", type=Path, required=True, help="run folder of a training")
     parser.add_argument("--corpus", required=True, metavar="PATH", help="the other corpus")
-    parser.add_argument(
-        "--kind", choices=[kind.value for kind in CorpusKind], default=CorpusKind.TABLE.value, help="default: table"
-    )
+    kinds = [kind.value for kind in CorpusKind if kind is not CorpusKind.JOINED]
+    parser.add_argument("--kind", choices=kinds, help="corpus; by default guessed from the files")
+    parser.add_argument("--partial", action="store_true", help="take a part of a release as it is")
     parser.add_argument(
         "--map", action="append", default=[], metavar="LABEL=CLASS",
         help="a label of the corpus that means a class of the model, such as joy=happy; may be given several times",
@@ -37,10 +37,13 @@ def cross_corpus_command(argv: Sequence[str]) -> int:
             if renamed.setdefault(label, name) != name:
                 raise UsageError(f"--map gives {label} two classes, {renamed[label]} and {name}; keep one")
         set_up_process()
+        from jax_mtlser.corpora.layouts import guess_kind
         from jax_mtlser.experiments.cross_corpus import judge_other_corpus
         from jax_mtlser.training.progress import Display
 
-        corpus = CorpusConfig(kind=CorpusKind(arguments.kind), path=arguments.corpus)
+        path = Path(arguments.corpus).expanduser()
+        kind = CorpusKind(arguments.kind) if arguments.kind else guess_kind(path)
+        corpus = CorpusConfig(kind=kind, path=str(path), partial=arguments.partial)
         judge_other_corpus(arguments.workdir, corpus, Display(), renamed=renamed, output=arguments.output)
         return 0
 
