@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -43,6 +44,8 @@ def from_dict(cls: type[_T], values: Mapping[str, Any]) -> _T:
             return from_dict(annotation, value)
         if isinstance(annotation, enum.EnumMeta):
             return annotation(value)
+        if typing.get_origin(annotation) is tuple and isinstance(value, list):
+            return tuple(typed(typing.get_args(annotation)[0], item) for item in value)
         return tuple(value) if isinstance(value, list) else value
 
     return cls(**{name: typed(fields[name].type, value) for name, value in values.items()})

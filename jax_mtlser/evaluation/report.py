@@ -18,14 +18,24 @@ from rich.text import Text
 from jax_mtlser.corpora.manifest import read_manifest
 from jax_mtlser.evaluation import figures
 from jax_mtlser.evaluation.metrics import SUMMARY_KEYS, ConfusionSums, mean_and_std
+from jax_mtlser.evaluation.published import published_sentence, published_values
 from jax_mtlser.evaluation.results import gather_results
+from jax_mtlser.evaluation.score_table import SHORT_NAMES as _SHORT_NAMES
+from jax_mtlser.evaluation.score_table import rows_of, write_tables
 from jax_mtlser.run_folder import RunFolder, read_json, read_json_lines, write_text
 
-__all__ = ["print_results", "write_report"]
+__all__ = [
+    "SMOKE",
+    "environment",
+    "print_results",
+    "protocol_sentence",
+    "protocol_title",
+    "random_folds_warning",
+    "settings_rows",
+    "write_report",
+]
 
 _ABSENT = "–"
-_SHORT_NAMES = {"wa": "WA", "ua": "UA", "macro_f1": "Macro F1", "gender_accuracy": "Gender",
-                "speaker_accuracy": "Speaker", "wer": "WER"}  # fmt: skip
 _LONG_NAMES = {
     "wa": "share of correct utterances",
     "ua": "mean recall over emotions",
@@ -41,9 +51,12 @@ _RANDOM_FOLDS = (
 )
 
 
+SMOKE = "A smoke run: it shows that the experiment runs. Its scores mean nothing."
+
+
 def print_results(results: Mapping[str, Any], console: Console) -> None:
     """Print the dict of :func:`gather_results` as a table, in per cent of test utterances or words."""
-    table = Table(box=box.SIMPLE, title=Text(_protocol_title(results["protocol"])), title_justify="left")
+    table = Table(box=box.SIMPLE, title=Text(protocol_title(results["protocol"])), title_justify="left")
     table.add_column("")
     for key in SUMMARY_KEYS:
         table.add_column(_SHORT_NAMES[key], justify="right", no_wrap=True)
@@ -71,20 +84,24 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
 def write_report(run: RunFolder) -> Path:
     """Write ``report/index.html`` and its figures, from what lies in the run folder.
 
-    The page needs no other file and no network. Figures are beside it as SVG and PNG too.
+    The page needs no other file and no network. Figures are beside it as SVG and PNG too, the scores as
+    ``scores.{csv,md,tex}``.
 
     Returns:
         The page.
     """
     results, config, folds = gather_results(run), read_json(run.config), read_json(run.folds)
-    page = _environment().get_template("report.html")
+    write_tables(run.report, rows_of(results, published_values(config), config["name"]))
+    page = environment().get_template("report.html")
     text = page.render(
         name=config["name"],
         keys=SUMMARY_KEYS,
         names=_SHORT_NAMES,
         headline=_headline(results),
         headline_note=_headline_note(results),
-        protocol=_protocol_sentence(results["protocol"]),
+        published=published_sentence(config),
+        smoke=SMOKE if config.get("smoke") else None,
+        protocol=protocol_sentence(results["protocol"]),
         fold_hash=folds["hash"],
         progress=_progress(results, folds),
         warning=_RANDOM_FOLDS if results["protocol"]["kind"] == "stratified" else None,
@@ -96,7 +113,7 @@ def write_report(run: RunFolder) -> Path:
         cost=_cost(results["folds"]),
         corpus=_corpus(run),
         skipped=_skipped(run),
-        settings=list(_settings(config)),
+        settings=list(settings_rows(config)),
         versions=results["versions"],
     )
     path = run.report / "index.html"
@@ -104,10 +121,12 @@ def write_report(run: RunFolder) -> Path:
     return path
 
 
-def _environment() -> jinja2.Environment:
-    template = importlib.resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+def environment() -> jinja2.Environment:
+    """The templates of this package's pages, with their filters."""
+    files = importlib.resources.files(__package__)
+    names = ("report.html", "experiment_report.html")
     environment = jinja2.Environment(
-        loader=jinja2.DictLoader({"report.html": template}),
+        loader=jinja2.DictLoader({name: files.joinpath(name).read_text(encoding="utf-8") for name in names}),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -161,13 +180,20 @@ def _headline_note(results: Mapping[str, Any]) -> str:
     return f"Per cent; pooled over {tested:,} predictions on test parts."
 
 
-def _protocol_title(protocol: Mapping[str, Any]) -> str:
+def random_folds_warning(protocol: Mapping[str, Any]) -> str | None:
+    """What to know about folds of random utterances; None for other folds."""
+    return _RANDOM_FOLDS if protocol["kind"] == "stratified" else None
+
+
+def protocol_title(protocol: Mapping[str, Any]) -> str:
+    """The protocol in half a line."""
     drawn = "stratified random" if protocol["kind"] == "stratified" else f"grouped by {protocol['group_column']}"
     times = f", {protocol['repeats']} repeats" if protocol["repeats"] > 1 else ""
     return f"{protocol['folds']}-fold cross-validation, {drawn}{times}, seed {protocol['seed']}"
 
 
-def _protocol_sentence(protocol: Mapping[str, Any]) -> str:
+def protocol_sentence(protocol: Mapping[str, Any]) -> str:
+    """The protocol, with what is held out and tested."""
     if protocol["kind"] == "stratified":
         drawn = "utterances drawn at random, with the share of each emotion kept"
     else:
@@ -277,10 +303,10 @@ def _skipped(run: RunFolder) -> list[tuple[str, int]]:
     return sorted(named, key=lambda entry: (-entry[1], entry[0]))
 
 
-def _settings(values: Mapping[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
+def settings_rows(values: Mapping[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
     """The nested settings as rows, depth first; a row without a value is the title of those below it."""
     for key, value in values.items():
         nested = isinstance(value, Mapping)
         yield {"depth": depth, "key": key, "value": None if nested else _plain(value)}
         if nested:
-            yield from _settings(value, depth + 1)
+            yield from settings_rows(value, depth + 1)

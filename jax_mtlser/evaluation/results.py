@@ -53,25 +53,40 @@ def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dic
         - ``protocol``, ``versions``;
         - ``missing``: expected members that are not finished.
 
+        Where the run has variants, ``variants`` is a list in their order: each has ``name``, ``overrides`` (value by
+        setting), and ``pooled``, ``confusion``, ``folds`` and ``repeats`` of its own; there are none of the whole.
+
     Raises:
-        ResultsError: when two members are the same fold of the same repeat, or a finished member has no
-            predictions.
+        ResultsError: when two members are the same fold of the same repeat and variant, or a finished member has
+            no predictions.
     """
     members = [_read_member(folder) for folder in run.members() if folder.result.is_file()]
     members.sort(key=lambda member: (member.result["repeat"], member.result["fold"]))
     _require_distinct(members)
-    folds = read_json(run.folds)
-    pooled = _pooled(members)
+    config, folds = read_json(run.config), read_json(run.folds)
     finished = {member.result["name"] for member in members}
+    if variants := config.get("variants"):
+        own = {name: [m for m in members if m.result["variant"] == name] for name in (v["name"] for v in variants)}
+        scores: dict[str, Any] = {"variants": [{**v, **_scores(own[v["name"]], folds)} for v in variants]}
+    else:
+        scores = _scores(members, folds)
+    return {
+        **scores,
+        "protocol": _protocol(config, folds),
+        "versions": _versions(members),
+        "missing": [name for name in expected or () if name not in finished],
+    }
+
+
+def _scores(members: Sequence[_Member], folds: Mapping[str, Any]) -> dict[str, Any]:
+    """What the members of one variant amount to."""
+    pooled = _pooled(members)
     return {
         "pooled": pooled.summary(),
         "confusion": pooled.emotion
         and {"labels": list(pooled.emotion.labels), "matrix": pooled.emotion.matrix.tolist()},
         "folds": [member.entry() for member in members],
         "repeats": _repeats(members, folds),
-        "protocol": _protocol(read_json(run.config), folds),
-        "versions": _versions(members),
-        "missing": [name for name in expected or () if name not in finished],
     }
 
 
@@ -86,8 +101,8 @@ def _read_member(folder: MemberFolder) -> _Member:
 
 
 def _require_distinct(members: Sequence[_Member]) -> None:
-    counts = Counter((member.result["repeat"], member.result["fold"]) for member in members)
-    for (repeat, fold), count in counts.items():
+    counts = Counter((m.result.get("variant"), m.result["repeat"], m.result["fold"]) for m in members)
+    for (_, repeat, fold), count in counts.items():
         if count > 1:
             raise ResultsError(f"{count} members are fold {fold} of repeat {repeat}; one run folder holds one of each")
 

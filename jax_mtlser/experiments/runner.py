@@ -1,34 +1,47 @@
-"""Trains the members of an experiment one after the other, skips finished ones, and gathers what they found."""
+"""Trains the members of an experiment one after the other, skips finished ones, and gathers what they found.
+
+Any number of processes, on one machine or on several that see the same folder, may run the same command: each takes
+members that no other has taken (experiments/claims.py), and the last to finish gathers.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jax_mtlser import runtime
-from jax_mtlser.config import Config, from_dict, to_dict, validate
+from jax_mtlser.config import Config, ConfigError, from_dict, to_dict, validate
 from jax_mtlser.corpora.manifest import read_manifest, write_manifest
 from jax_mtlser.data.labels import LabelMaps
 from jax_mtlser.data.packed import write_skipped
 from jax_mtlser.data.vocabulary import Vocabulary, min_frames
+from jax_mtlser.evaluation.experiment_report import print_experiment, write_experiment_report
 from jax_mtlser.evaluation.metrics import score
 from jax_mtlser.evaluation.predictions import Prediction, read_predictions, write_predictions
 from jax_mtlser.evaluation.protocols import draw_folds, folds_from_record, folds_record
 from jax_mtlser.evaluation.report import print_results, write_report
 from jax_mtlser.evaluation.results import gather_results
+from jax_mtlser.experiments.claims import Claims
 from jax_mtlser.experiments.experiment import Experiment
-from jax_mtlser.experiments.members import Member, members_of
+from jax_mtlser.experiments.members import Member, choose, members_of, settings_of
+from jax_mtlser.experiments.sharing import train_all
+from jax_mtlser.models.pretrained import CheckpointError
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json, write_json
 from jax_mtlser.training.checkpoint import TrainingCheckpoints, load_model, load_model_description, save_model
-from jax_mtlser.training.loop import NonFiniteLossError, train
+from jax_mtlser.training.loop import train
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
 
-__all__ = ["RunError", "evaluate_run", "train_run"]
+__all__ = ["STALE_AFTER", "RunError", "evaluate_run", "train_run"]
 
+# Seconds. Far above what a busy file server delays, far below what a training takes.
+STALE_AFTER = 600.0
 _MODEL_FORMAT = 1
+# Claims beside those of members, whose names end in a number.
+_SET_UP, _GATHER = "set-up", "results"
 # Settings that say how a run goes, not what comes out; they may differ when a run goes on.
 _FREE_SETTINGS = (
     "protocol.only_folds",
@@ -44,13 +57,18 @@ class RunError(RuntimeError):
     """A run folder that cannot be used as asked; the message says why and what to do."""
 
 
-def train_run(config: Config, workdir: Path, display: Display) -> int:
+def train_run(
+    config: Config, workdir: Path, display: Display, *, members: str = "1/1", stale_after: float = STALE_AFTER
+) -> int:
     """Train what the configuration asks for and is not finished yet, then gather and report.
 
     Args:
         config: the run.
         workdir: run folder; made when missing.
         display: where progress goes.
+        members: the part of the experiment that this process works on, see :func:`~members.choose`.
+        stale_after: seconds without a sign of life after which a member is taken over from a process on another
+            machine; the same for all processes. Ended processes of this machine are noticed at once.
 
     Returns:
         Number of members that failed.
@@ -60,35 +78,34 @@ def train_run(config: Config, workdir: Path, display: Display) -> int:
         Interrupted: on SIGTERM or SIGINT; the same call goes on.
     """
     validate(config)
+    if not (math.isfinite(stale_after) and stale_after > 0):
+        raise ConfigError(f"--stale_after is {stale_after}; it must be a number of seconds greater than 0")
     run = RunFolder(workdir)
-    _claim(run, config)
+    _require_same_settings(run, config)
     display.line(f"run folder: {workdir}")
-    experiment = Experiment.load(config, display)
-    drawn = draw_folds(experiment.manifest, config.protocol)
-    members = members_of(config.protocol, config.training.seed, drawn)
-    record = folds_record(experiment.manifest, drawn)
-    if run.folds.exists() and read_json(run.folds)["hash"] != record["hash"]:
-        raise RunError(
-            f"{run.folds} holds other folds than this corpus and configuration give: the corpus has changed since. "
-            "Use another --workdir, or restore the corpus."
-        )
-    write_json(run.config, to_dict(config))
-    write_manifest(experiment.manifest, run.corpus)
-    write_skipped(experiment.skipped, run.skipped)
-    write_json(run.folds, record)
+    settings = settings_of(config)
+    base = Experiment.load(next(iter(settings.values())), display)
+    drawn = draw_folds(base.manifest, config.protocol)
+    everyone = members_of(config.protocol, config.training.seed, drawn, [v.name for v in config.variants])
+    chosen = choose(everyone, members)
+    experiments = _experiments(base, settings, chosen)
 
-    failures: dict[str, str] = {}
-    for member in members:
-        folder = run.member(member.name)
-        if folder.result.exists():
-            display.line(f"{member.name}: finished before")
-            continue
-        try:
-            _train_member(experiment, member, folder)
-        except NonFiniteLossError as error:
-            failures[member.name] = str(error)
-            display.line(str(error))
-    _gather(run, members, display)
+    claims = Claims(run.claims, stale_after=stale_after)
+    with claims.wait_for(_SET_UP):
+        _set_up(run, config, base, folds_record(base.manifest, drawn))
+    if len(chosen) < len(everyone):
+        display.line(f"{len(chosen)} of {len(everyone)} members: {members}")
+
+    def train_one(member: Member, folder: MemberFolder, still_ours: Callable[[], None]) -> None:
+        _train_member(experiments[member.variant], member, folder, still_ours)
+
+    failures = train_all(run, chosen, train_one, claims=claims, display=display)
+    if held := claims.held():
+        others = ", ".join(f"{name} ({holder})" for name, holder in held.items())
+        display.line(f"others are still at work and gather the results when they end: {others}")
+    else:
+        with claims.wait_for(_GATHER):
+            _gather(run, config, everyone, display)
     for name, message in failures.items():
         display.line(f"{name} failed: {message}")
     return len(failures)
@@ -109,28 +126,80 @@ def evaluate_run(workdir: Path, display: Display) -> list[str]:
     if not run.config.exists():
         raise RunError(f"{workdir} is no run folder (it has no {run.config.name}); name the --workdir of a training")
     config = from_dict(Config, read_json(run.config))
-    experiment = Experiment.load(config, display, read_manifest(run.corpus, name=None))
-    drawn = folds_from_record(experiment.manifest, read_json(run.folds))
+    settings, variants = settings_of(config), [variant.name for variant in config.variants]
+    base = Experiment.load(next(iter(settings.values())), display, read_manifest(run.corpus, name=None))
+    drawn = folds_from_record(base.manifest, read_json(run.folds))
     everyone = dataclasses.replace(config.protocol, only_folds=(), only_repeats=())
-    members = members_of(everyone, config.training.seed, drawn)
+    members = members_of(everyone, config.training.seed, drawn, variants)
     finished = [member for member in members if run.member(member.name).result.exists()]
     if not finished:
         raise RunError(f"{workdir} has no finished member; let train.py finish first")
+    experiments = _experiments(base, settings, finished)
     differences: list[str] = []
     for member in finished:
-        differences += _evaluate_member(experiment, member, run.member(member.name))
-    stored = read_json(run.results)["pooled"] if run.results.exists() else None
-    results = _gather(run, members_of(config.protocol, config.training.seed, drawn), display)
-    if stored is not None and stored != results["pooled"]:
-        differences.append(f"pooled: stored {stored}, now {results['pooled']}")
+        differences += _evaluate_member(experiments[member.variant], member, run.member(member.name))
+    stored = _pooled(read_json(run.results)) if run.results.exists() else None
+    wanted = members_of(config.protocol, config.training.seed, drawn, variants)
+    results = _pooled(_gather(run, config, wanted, display))
+    if stored is not None:
+        differences += [
+            f"{f'{name} ' if name else ''}pooled: stored {stored.get(name)}, now {now}"
+            for name, now in results.items()
+            if stored.get(name) != now
+        ]
     return differences
 
 
-def _claim(run: RunFolder, config: Config) -> None:
+def _pooled(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The pooled scores in ``results.json`` by variant."""
+    if "variants" in results:
+        return {entry["name"]: entry["pooled"] for entry in results["variants"]}
+    return {"": results["pooled"]}
+
+
+def _experiments(base: Experiment, settings: Mapping[str, Config], members: Sequence[Member]) -> dict[str, Experiment]:
+    """What the members of each variant share.
+
+    Raises:
+        ConfigError: naming every encoder that is missing, or a variant with nothing to learn from.
+    """
+    experiments: dict[str, Experiment] = {}
+    problems: list[str] = []
+    for member in members:
+        if member.variant in experiments:
+            continue
+        try:
+            experiment = base.under(settings[member.variant])
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        experiment.head_sizes(experiment.maps_of(member), experiment.vocabulary_of(member))
+        experiments[member.variant] = experiment
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    return experiments
+
+
+def _set_up(run: RunFolder, config: Config, experiment: Experiment, record: Mapping[str, Any]) -> None:
+    """Write what the run folder says about the whole run, unless it is another one's."""
+    _require_same_settings(run, config)
+    if run.folds.exists() and read_json(run.folds)["hash"] != record["hash"]:
+        raise RunError(
+            f"{run.folds} holds other folds than this corpus and configuration give: the corpus has changed since. "
+            "Use another --workdir, or restore the corpus."
+        )
+    write_json(run.config, to_dict(config))
+    write_manifest(experiment.manifest, run.corpus)
+    write_skipped(experiment.skipped, run.skipped)
+    write_json(run.folds, record)
+
+
+def _require_same_settings(run: RunFolder, config: Config) -> None:
     """Refuse to mix two configurations in one folder."""
     if not run.config.exists():
         return
-    stored, wanted = _flat(read_json(run.config)), _flat(to_dict(config))
+    # Read as a Config, so that settings which are newer than the folder have their defaults.
+    stored, wanted = (_flat(_by_name(c)) for c in (from_dict(Config, read_json(run.config)), config))
     differing = [
         f"{name}: {stored.get(name)!r} there, {wanted.get(name)!r} now"
         for name in sorted(stored.keys() | wanted.keys())
@@ -143,6 +212,11 @@ def _claim(run: RunFolder, config: Config) -> None:
         )
 
 
+def _by_name(config: Config) -> dict[str, Any]:
+    """The configuration as a dict in which variants have names, not numbers."""
+    return {**to_dict(config), "variants": {variant.name: to_dict(variant) for variant in config.variants}}
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
@@ -153,7 +227,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) -> None:
+def _train_member(experiment: Experiment, member: Member, folder: MemberFolder, still_ours: Callable[[], None]) -> None:
     config, display = experiment.config, experiment.display
     folder.path.mkdir(parents=True, exist_ok=True)
     maps, vocabulary = experiment.maps_of(member), experiment.vocabulary_of(member)
@@ -178,7 +252,9 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
         corpus=corpus,
         folder=folder,
         display=display,
+        still_ours=still_ours,
     )
+    still_ours()
     sizes = judge.steps.spec.model.sizes
     save_model(
         folder.model,
@@ -204,6 +280,7 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
     result = {
         "name": member.name,
+        "variant": member.variant or None,
         "repeat": member.repeat,
         "fold": member.fold,
         "seed": member.seed,
@@ -223,6 +300,7 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
         "metrics": _test_summary(predictions),
         "versions": runtime.versions(),
     }
+    still_ours()
     write_json(folder.result, result)
     TrainingCheckpoints.remove(folder.checkpoints)
 
@@ -278,10 +356,10 @@ def _infeasible(experiment: Experiment, member: Member, vocabulary: Vocabulary |
     return count
 
 
-def _gather(run: RunFolder, members: list[Member], display: Display) -> dict[str, Any]:
+def _gather(run: RunFolder, config: Config, members: list[Member], display: Display) -> dict[str, Any]:
     results = gather_results(run, [member.name for member in members])
     write_json(run.results, results)
-    print_results(results, display.console)
+    (print_experiment if config.variants else print_results)(results, display.console)
     display.line(f"results: {run.results}")
-    display.line(f"report:  {write_report(run)}")
+    display.line(f"report:  {(write_experiment_report if config.variants else write_report)(run)}")
     return results

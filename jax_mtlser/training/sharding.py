@@ -43,6 +43,7 @@ class CompiledSteps:
 
     Attributes:
         mesh: devices.
+        resident_samples: see :meth:`__init__`.
         replicated, by_row: shardings of state and of batches.
         seconds: compilation time of each (name, bucket).
     """
@@ -60,7 +61,7 @@ class CompiledSteps:
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.by_row = NamedSharding(mesh, PartitionSpec("data"))
         self.seconds: dict[tuple[str, int], float] = {}
-        self._resident_samples = resident_samples
+        self.resident_samples = resident_samples
         self._state_shapes: TrainState | None = None
         self._programs: dict[tuple[str, int], Any] = {}
         self.init_state = jax.jit(functools.partial(create_state, spec), out_shardings=self.replicated)
@@ -126,7 +127,7 @@ class CompiledSteps:
             knobs: their values do not matter; not used for ``eval``.
         """
         state, batch, bound = self.state_shapes(), self._batch_shapes(bucket), self.buckets.bounds[bucket]
-        corpus = jax.ShapeDtypeStruct((self._resident_samples or 1,), jnp.int16, sharding=self.replicated)
+        corpus = jax.ShapeDtypeStruct((self.resident_samples or 1,), jnp.int16, sharding=self.replicated)
         if name == "train":
             function = functools.partial(train_step, self.spec, bound)
             jitted = jax.jit(function, donate_argnums=0, out_shardings=self.replicated)
@@ -168,7 +169,7 @@ class CompiledSteps:
         def shape(*dims: int, dtype: Any = np.int32) -> Any:
             return jax.ShapeDtypeStruct((rows, *dims), dtype, sharding=self.by_row)
 
-        resident = self._resident_samples is not None
+        resident = self.resident_samples is not None
         return Batch(
             audio=None if resident else shape(self.buckets.bounds[bucket], dtype=np.int16),
             offsets=shape() if resident else None,
