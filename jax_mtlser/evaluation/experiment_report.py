@@ -36,7 +36,7 @@ def print_experiment(results: Mapping[str, Any], console: Console) -> None:
     rows = rows_of(results, {})
     protocol = results["protocol"]
     table = Table(box=box.SIMPLE, title=Text(report.protocol_title(protocol)), title_justify="left")
-    table.add_column("")
+    table.add_column("", overflow="fold", min_width=13)
     for key in SUMMARY_KEYS:
         table.add_column(SHORT_NAMES[key], justify="right", no_wrap=True)
     table.add_column("folds", justify="right")

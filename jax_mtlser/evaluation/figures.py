@@ -205,13 +205,15 @@ def variant_curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) ->
         axes.set_ylabel("%", fontsize=9)
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        left, right = axes.get_xlim()
+        axes.set_xlim(min(left, right - 1), right)  # a single epoch has no width of its own
         _tidy(axes)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     named = [name for name in logs if name in handles]
     figure.legend(
-        [handles[name] for name in named], [_short(name) for name in named], loc="outside upper left",
-        ncols=min(len(named), 6), fontsize=9, frameon=False,
+        [handles[name] for name in named], [_short(name, 28) for name in named], loc="outside upper left",
+        ncols=min(len(named), 6 if max(map(len, named)) <= 14 else 3), fontsize=9, frameon=False,
     )  # fmt: skip
     return figure
 
@@ -301,7 +303,7 @@ def variant_scores(
         return np.array([math.nan if value is None else 100 * value for value in values])
 
     places, height = np.arange(len(names)), 0.8 / len(scores)
-    figure = _figure(_WIDTH, 1.0 + (0.24 * len(scores) + 0.12) * len(names))
+    figure = _figure(_WIDTH, 0.9 + (0.19 * len(scores) + 0.08) * len(names))
     axes = figure.subplots()
     for number, (score, colour) in enumerate(zip(scores, (_BLUE, _AMBER), strict=False)):
         at, widths = places + (number - (len(scores) - 1) / 2) * height, percent(scores[score])
@@ -317,7 +319,7 @@ def variant_scores(
                 marks, at, ls="none", marker="D", ms=5, mfc="white", mec="#1a1a1a", zorder=5,
                 label="published" if number == 0 else None,
             )  # fmt: skip
-    axes.set_yticks(places, [_short(name) for name in names], fontsize=9, **_TEXT)
+    axes.set_yticks(places, [_short(name, 36) for name in names], fontsize=9, **_TEXT)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 108)
     axes.set_xticks(range(0, 101, 20))
@@ -476,7 +478,7 @@ def _tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _short(label: str) -> str:
-    """A label that fits: printable characters only (others are no XML), 18 at most."""
+def _short(label: str, most: int = 18) -> str:
+    """A label that fits: printable characters only (others are no XML), 18 at most or as many as given."""
     printable = "".join(character if character.isprintable() else "·" for character in label)
-    return printable if len(printable) <= 18 else f"{printable[:17]}…"
+    return printable if len(printable) <= most else f"{printable[: most - 1]}…"

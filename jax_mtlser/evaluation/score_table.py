@@ -113,7 +113,9 @@ def best_of(rows: Sequence[ScoreRow]) -> str | None:
     values = [value for value in scored.values() if value is not None]
     name, best = max(scored.items(), key=lambda item: item[1] or 0.0)
     spread = statistics.stdev(values)
-    above = ((best or 0.0) - statistics.mean(values)) / spread if spread else 0.0
+    if spread < 1e-9:
+        return f"All {len(values)} settings have the same WA."
+    above = ((best or 0.0) - statistics.mean(values)) / spread
     return (
         f"Best of {len(values)}: {name} has the highest WA, {above:.1f} standard deviations above the mean of all "
         f"settings. If all settings were equally good, the best of {len(values)} would stand about "

@@ -22,7 +22,7 @@ from jax_mtlser.evaluation.experiment_report import print_experiment, write_expe
 from jax_mtlser.evaluation.metrics import score
 from jax_mtlser.evaluation.predictions import Prediction, read_predictions, write_predictions
 from jax_mtlser.evaluation.protocols import draw_folds, folds_from_record, folds_record
-from jax_mtlser.evaluation.report import print_results, write_report
+from jax_mtlser.evaluation.report import SMOKE, print_results, write_report
 from jax_mtlser.evaluation.results import gather_results
 from jax_mtlser.experiments.claims import Claims
 from jax_mtlser.experiments.experiment import Experiment
@@ -360,6 +360,8 @@ def _gather(run: RunFolder, config: Config, members: list[Member], display: Disp
     results = gather_results(run, [member.name for member in members])
     write_json(run.results, results)
     (print_experiment if config.variants else print_results)(results, display.console)
+    if config.smoke:
+        display.line(SMOKE)
     display.line(f"results: {run.results}")
     display.line(f"report:  {(write_experiment_report if config.variants else write_report)(run)}")
     return results
