@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from jax_mtlser.experiments.claims import ClaimLost, Claims
 from jax_mtlser.experiments.members import Member
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json, write_json
+from jax_mtlser.training.checkpoint import TrainingCheckpoints
 from jax_mtlser.training.interruption import Interrupted
 from jax_mtlser.training.progress import Display
 
@@ -79,6 +80,8 @@ def _settled(folder: MemberFolder, began: float, failures: dict[str, str], finis
     """Whether nothing is left to do for a member: it has a result, or has failed since this process began."""
     name = folder.path.name
     if folder.result.exists():
+        # Left behind by a process that died, or was overtaken, between two of its last writes.
+        TrainingCheckpoints.remove(folder.checkpoints)
         display.line(f"{name}: {finished}")
         return True
     try:
