@@ -229,12 +229,14 @@ class Experiment:
             accumulation_steps=config.batching.accumulation_steps,
         )
         resident = len(self.audio.samples) + self.buckets.bounds[-1] if self.on_device else None
-        for known in self.shared.steps:
+        # Knobs are traced, but which of them there are is compiled in.
+        knobs = jax.tree.structure(self._knobs(1))
+        for known_knobs, known in self.shared.steps:
             alike = known.spec == spec and known.mesh == self.mesh and known.resident_samples == resident
-            if alike and _equal(known.buckets, self.buckets):
+            if alike and known_knobs == knobs and _equal(known.buckets, self.buckets):
                 return known
         steps = CompiledSteps(spec, self.buckets, self.mesh, resident_samples=resident)
-        self.shared.steps.append(steps)
+        self.shared.steps.append((knobs, steps))
         return steps
 
     @property
@@ -254,7 +256,7 @@ class Experiment:
                 done += 1
                 show(done, f"{name} {self.buckets.bounds[bucket] / SAMPLE_RATE:.2f} s took {seconds:.1f} s")
 
-            steps.compile(self._knobs(1, steps), names=names, progress=progress)
+            steps.compile(self._knobs(1), names=names, progress=progress)
         new = {key: seconds for key, seconds in steps.seconds.items() if key not in before}
         if new:
             shown = ", ".join(
@@ -288,7 +290,7 @@ class Experiment:
     def knobs_of(self, member: Member, steps: CompiledSteps) -> Knobs:
         """Task weights and learning rates of a member, on the devices."""
         per_epoch = len(plan_epoch(member.parts.train, self.buckets, seed=0, epoch=0))
-        return self._knobs(per_epoch * self.config.training.epochs, steps)
+        return steps.put(self._knobs(per_epoch * self.config.training.epochs))
 
     def initial_state(self, member: Member, steps: CompiledSteps) -> TrainState:
         """Pre-trained encoder, random heads; a head that the checkpoint has for the same symbols is taken over."""
@@ -337,7 +339,8 @@ class Experiment:
     def _source(self, targets: Any) -> BatchSource:
         return BatchSource.create(self.audio, targets, self.buckets, self.config.batching.residency)
 
-    def _knobs(self, total_steps: int, steps: CompiledSteps) -> Knobs:
+    def _knobs(self, total_steps: int) -> Knobs:
+        """On the host."""
         weights, optimizer = self.config.weights, self.config.optimizer
         heads = optimizer.head_learning_rate or optimizer.learning_rate
         number = lambda value: np.float32(value)
@@ -349,7 +352,7 @@ class Experiment:
             total_steps=number(total_steps),  # type: ignore[arg-type]
         )
         shares = np.array([1.0, weights.alpha, weights.beta, weights.gamma], np.float32)
-        return steps.put(Knobs(weights=shares, rates=rates))  # type: ignore[arg-type]
+        return Knobs(weights=shares, rates=rates)  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,14 +367,14 @@ class _Shared:
 
     Attributes:
         encoders: opened so far, by their settings.
-        steps: programs so far.
+        steps: programs so far, with the structure of their knobs.
         loaded: the weights that were read last, by file and whether a CTC head was wanted: one encoder's at a time,
             they are large.
         resident: the corpus on the devices, by its place, padding and samples.
     """
 
     encoders: list[tuple[EncoderConfig, PretrainedEncoder]]
-    steps: list[CompiledSteps] = dataclasses.field(default_factory=list)
+    steps: list[tuple[Any, CompiledSteps]] = dataclasses.field(default_factory=list)
     loaded: tuple[tuple[Path, bool], _Pretrained] | None = None
     resident: tuple[tuple[Any, ...], Any, PackedAudio] | None = None
 
