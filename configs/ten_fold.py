@@ -6,6 +6,9 @@
 Wang, Yao, Yi (Appl. Sci. 2026, 16(10), 5166), Table 1 and 2: wav2vec 2.0 base, AdamW, learning rate 1e-5, batches
 of 8, 100 epochs, alpha 0.4, beta 0.6, gamma 0.1; published WA 83.86 +- 0.66, UA 84.23 +- 0.63.
 
+Cost: 100 members (10 folds x 10 repeats) of 100 epochs; the time of an epoch on your hardware: see
+benchmarks/protocol.py. In small: --config.smoke=true.
+
 What the paper leaves open is listed in ``jax_mtlser/paper.py``. One repeat is --config.protocol.repeats=1, one fold
 --config.protocol.only_folds=0.
 

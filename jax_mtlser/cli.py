@@ -10,7 +10,7 @@ __all__ = ["main"]
 # Command: its arguments in short, what it does, and the function, imported when it is called.
 _COMMANDS = {
     "train": (
-        "--config FILE [--workdir DIR] [--config.FIELD=VALUE ...]",
+        "--config FILE [--workdir DIR] [--members PART] [--config.FIELD=VALUE ...]",
         "train, cross-validate, report",
         "train:train_command",
     ),

@@ -66,7 +66,7 @@ def read_json_lines(path: Path) -> Iterator[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class MemberFolder:
-    """One training: one fold of one repeat.
+    """One training: one fold of one repeat, with the settings of one variant.
 
     Attributes:
         path: ``<run>/members/<name>``.
@@ -98,6 +98,11 @@ class MemberFolder:
     def result(self) -> Path:
         """Written last: a member with this file is finished."""
         return self.path / "result.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why the last attempt at training it ended; a member without it has not failed, or is tried again."""
+        return self.path / "failure.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +145,11 @@ class RunFolder:
     def report(self) -> Path:
         """The HTML page and its figures."""
         return self.path / "report"
+
+    @property
+    def claims(self) -> Path:
+        """Which process works on which member (experiments/claims.py); empty when none does."""
+        return self.path / "claims"
 
     def member(self, name: str) -> MemberFolder:
         """The folder of one member."""

@@ -25,6 +25,7 @@ def cross_corpus_command(argv: Sequence[str]) -> int:
         "--map", action="append", default=[], metavar="LABEL=CLASS",
         help="a label of the corpus that means a class of the model, such as joy=happy; may be given several times",
     )  # fmt: skip
+    parser.add_argument("--variant", help="which one, where the run has variants")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="results (default WORKDIR/cross_corpus/NAME)")
     arguments = parser.parse_args(list(argv[1:]))
 
@@ -44,7 +45,9 @@ def cross_corpus_command(argv: Sequence[str]) -> int:
         path = Path(arguments.corpus).expanduser()
         kind = CorpusKind(arguments.kind) if arguments.kind else guess_kind(path)
         corpus = CorpusConfig(kind=kind, path=str(path), partial=arguments.partial)
-        judge_other_corpus(arguments.workdir, corpus, Display(), renamed=renamed, output=arguments.output)
+        judge_other_corpus(
+            arguments.workdir, corpus, Display(), renamed=renamed, variant=arguments.variant, output=arguments.output
+        )
         return 0
 
     return answer_errors(run)

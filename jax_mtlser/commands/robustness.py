@@ -30,6 +30,7 @@ def robustness_command(argv: Sequence[str]) -> int:
     parser.add_argument("--noise", type=Path, metavar="DIR", help="recordings of noise, for the condition noise")
     parser.add_argument("--rooms", type=Path, metavar="DIR", help="impulse responses, for the condition room")
     parser.add_argument("--seed", type=int, default=0, help="of noise, babble and rooms (default 0)")
+    parser.add_argument("--variant", help="which one, where the run has variants")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="results (default WORKDIR/robustness)")
     arguments = parser.parse_args(list(argv[1:]))
 
@@ -51,6 +52,7 @@ def robustness_command(argv: Sequence[str]) -> int:
             noise=arguments.noise,
             rooms=arguments.rooms,
             seed=arguments.seed,
+            variant=arguments.variant,
             output=arguments.output,
         )
         return 0

@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
+import functools
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,23 @@ from ml_collections import config_flags
 
 from jax_mtlser.commands.command import UsageError, answer_errors, set_up_process
 from jax_mtlser.config import Config, validate
+from jax_mtlser.experiments.smoke import smoke_config
 
 __all__ = ["parse_train_flags", "train_command"]
 
-_USAGE = """usage: train.py --config FILE [--workdir DIR] [--config.FIELD=VALUE ...]
+_USAGE = """usage: train.py --config FILE [--workdir DIR] [--members PART] [--config.FIELD=VALUE ...]
 
   --config FILE           Python file with get_config(), such as configs/demo.py
   --config.FIELD=VALUE    change one setting, such as --config.optimizer.learning_rate=2e-5
   --workdir DIR           run folder, by default runs/NAME of the configuration; the same command goes on
-                          with what is not finished there"""
+                          with what is not finished there. Several processes, on machines that share the
+                          folder, may run it at once: they divide the members among them
+  --members PART          train a part of the members only: i/n (the i-th of n equal parts, from 1, as in a SLURM
+                          array: --members=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT), or names with * and ?,
+                          such as 'r0_*', several with commas between
+  --stale_after SECONDS   take a member over from another machine's process after so long without a sign of life
+                          (default 600; the same for all processes)
+  --config.smoke=true     all of the experiment in small: synthetic speech, tiny random encoder, one epoch"""
 
 
 def train_command(argv: Sequence[str]) -> int:
@@ -33,10 +42,18 @@ def train_command(argv: Sequence[str]) -> int:
         config, workdir = parse_train_flags(argv)
         validate(config)
         set_up_process()
-        from jax_mtlser.experiments.runner import train_run
+        from jax_mtlser.experiments.runner import STALE_AFTER, train_run
         from jax_mtlser.training.progress import Display
 
-        return min(train_run(config, workdir, Display()), 1)
+        part, stale_after = _value_of("members", argv), _value_of("stale_after", argv)
+        failed = train_run(
+            config,
+            workdir,
+            Display(),
+            members="1/1" if part is None else part,
+            stale_after=STALE_AFTER if stale_after is None else float(stale_after),
+        )
+        return min(failed, 1)
 
     return answer_errors(run)
 
@@ -50,6 +67,8 @@ def parse_train_flags(argv: Sequence[str]) -> tuple[Config, Path]:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "run", flag_values=values, sys_argv=list(argv))
     flags.DEFINE_string("workdir", None, "run folder", flag_values=values)
+    flags.DEFINE_string("members", None, "part of the members", flag_values=values)
+    flags.DEFINE_float("stale_after", None, "seconds", lower_bound=0.0, flag_values=values)
     try:
         rest = values(list(argv))
     except KeyError as error:
@@ -74,7 +93,24 @@ def parse_train_flags(argv: Sequence[str]) -> tuple[Config, Path]:
     config = values.config
     if not isinstance(config, Config):
         raise UsageError(f"get_config() in {config_path} returned {type(config).__name__}, not a jax_mtlser Config")
+    overrides = config_flags.get_override_values(values["config"])
+    _require_not_varied(config, overrides)
+    if config.smoke:
+        config = smoke_config(config)
+        for path, value in overrides.items():  # what is asked for is done, in small or not
+            *groups, field = path.split(".")
+            setattr(functools.reduce(getattr, groups, config), field, value)
     return config, Path(values.workdir or Path("runs") / config.name)
+
+
+def _require_not_varied(config: Config, overrides: Mapping[str, Any]) -> None:
+    """Refuse a setting that would have no effect, because each variant brings its own."""
+    for path in overrides:
+        if by := [variant.name for variant in config.variants if path in variant.overrides]:
+            raise UsageError(
+                f"--config.{path} would have no effect: the variants {', '.join(by[:3])}{', ...' if by[3:] else ''} "
+                "of this experiment set it. Choose among them with --members, or change the configuration file"
+            )
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:

@@ -23,6 +23,7 @@ from jax_mtlser.config.training import (
     TrainingConfig,
 )
 from jax_mtlser.config.validation import validate
+from jax_mtlser.config.variants import Variant, grid
 
 __all__ = [
     "AudioConfig",
@@ -49,10 +50,12 @@ __all__ = [
     "Selection",
     "TaskWeights",
     "TrainingConfig",
+    "Variant",
     "VocabularyConfig",
     "VocabularySource",
     "architecture_from_dict",
     "from_dict",
+    "grid",
     "to_dict",
     "validate",
 ]

@@ -11,16 +11,28 @@ from jax_mtlser.config.model import EncoderConfig, Freeze
 from jax_mtlser.config.protocol import Mates, ProtocolConfig, ProtocolKind
 from jax_mtlser.config.run import Config
 from jax_mtlser.config.training import Selection
+from jax_mtlser.config.variants import override_problems
 
 __all__ = ["validate"]
 
 
 def validate(config: Config) -> None:
-    """Judge a configuration before anything is loaded.
+    """Judge a configuration, with all its variants, before anything is loaded.
 
     Raises:
         ConfigError: listing every problem found, each with the value, the limit and the fix.
     """
+    problems = _problems(config)
+    own = list(override_problems(type(config), config.variants))
+    if not own:
+        for number, variant in enumerate(config.variants):
+            found = (text for text in _problems(config.under(variant)) if text not in problems)
+            own += [f"variants[{number}] ({variant.name}): {text}" for text in found]
+    _raise([*problems, *own])
+
+
+def _problems(config: Config) -> list[str]:
+    """Of a configuration without its variants."""
     problems: list[str] = []
 
     def require(ok: bool, message: str) -> None:
@@ -102,7 +114,7 @@ def validate(config: Config) -> None:
         training__checkpoint_every_steps=training.checkpoint_every_steps,
     )
     require(training.data_devices >= 0, f"training.data_devices is {training.data_devices}; use 0 for all devices")
-    _raise(problems)
+    return problems
 
 
 def _protocol_problems(protocol: ProtocolConfig) -> Sequence[str]:

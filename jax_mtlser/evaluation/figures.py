@@ -4,6 +4,7 @@ Colours are from the Okabe-Ito palette, which stays apart under the common kinds
 differ in dashes too. Figures are drawn on white and sized to be read at 1x (96 CSS pixels to the inch).
 """
 
+import dataclasses
 import io
 import math
 import re
@@ -17,12 +18,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from jax_mtlser.evaluation.metrics import ConfusionSums
 
-__all__ = ["confusion_matrix", "fold_scores", "inline_svg", "noise_curves", "save", "training_curves"]
+__all__ = [
+    "ScoreMap",
+    "confusion_matrix",
+    "fold_scores",
+    "inline_svg",
+    "noise_curves",
+    "save",
+    "score_maps",
+    "training_curves",
+    "variant_curves",
+    "variant_scores",
+]
 
 _BLUE, _ORANGE, _AMBER, _GREEN, _GREY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#555555"
 _WIDTH = 9.4  # inches
@@ -193,6 +206,170 @@ def noise_curves(curves: Mapping[str, Sequence[NoisePoint]], clean: float) -> Fi
     return figure
 
 
+def variant_curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure | None:
+    """Validation scores over epochs, one line per variant: the mean of its members that have reached the epoch.
+
+    Args:
+        logs: the lines of each member's ``metrics.jsonl``, by variant, in the order of the colours.
+
+    Returns:
+        None when nothing was logged.
+    """
+    titles = {"wa": "WA", "ua": "UA", "gender_accuracy": "Gender: accuracy", "speaker_accuracy": "Speaker: accuracy",
+              "wer": "Transcript: WER"}  # fmt: skip
+    panels = []
+    for key, title in titles.items():
+        own = {name: _validation_curves(dict(enumerate(members)), key) for name, members in logs.items()}
+        lines = {name: _scaled(_mean(curves), 100) for name, curves in own.items() if curves}
+        if lines:
+            panels.append((title, lines))
+    if not panels:
+        return None
+    columns = 2 if len(panels) > 1 else 1
+    rows = math.ceil(len(panels) / columns)
+    figure = _figure(_WIDTH, 2.7 * rows + 0.4)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.88, len(logs)))
+    style = {name: (colours[i], ("-", (0, (5, 2)), (0, (1, 1.5)))[i % 3]) for i, name in enumerate(logs)}
+    handles: dict[str, Any] = {}
+    for axes, (title, lines) in zip(grid.flat, panels, strict=False):
+        for name, line in lines.items():
+            colour, dashes = style[name]
+            marker = "o" if len(line) <= 10 else None
+            (handles[name],) = axes.plot(
+                list(line), list(line.values()), color=colour, ls=dashes, lw=1.7, marker=marker, ms=3.5
+            )
+        axes.set_title(f"{title} (validation)", fontsize=10, loc="left", fontweight="bold", color="#222222")
+        axes.set_ylabel("%", fontsize=9)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        left, right = axes.get_xlim()
+        axes.set_xlim(min(left, right - 1), right)  # a single epoch has no width of its own
+        _tidy(axes)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    named = [name for name in logs if name in handles]
+    figure.legend(
+        [handles[name] for name in named], [_short(name, 28) for name in named], loc="outside upper left",
+        ncols=min(len(named), 6 if max(map(len, named)) <= 14 else 3), fontsize=9, frameon=False,
+    )  # fmt: skip
+    return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreMap:
+    """Scores at the crossings of two settings.
+
+    Attributes:
+        title: of the panel.
+        rows, columns: values of the settings, as text.
+        values: fractions [rows, columns]; NaN where there is none.
+    """
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: np.ndarray
+
+
+def score_maps(maps: Sequence[ScoreMap], row_name: str, column_name: str) -> Figure | None:
+    """Heat maps in per cent that share one colour scale; the highest score of all is framed.
+
+    Returns:
+        None when there is no score.
+    """
+    every = np.concatenate([np.ravel(panel.values) for panel in maps]) if maps else np.array([])
+    known = every[np.isfinite(every)] * 100
+    if not known.size:
+        return None
+    rows, columns = len(maps[0].rows), len(maps[0].columns)
+    across = min(len(maps), 2 if columns > 4 else 3)
+    down = math.ceil(len(maps) / across)
+    figure = _figure(min(1.5 + across * (0.9 + 0.75 * columns), 12.0), down * (1.1 + 0.5 * rows) + 0.2)
+    grid = figure.subplots(down, across, squeeze=False)
+    low, high = float(known.min()), float(known.max())
+    image = None
+    for axes, panel in zip(grid.flat, maps, strict=False):
+        percent = 100 * np.asarray(panel.values)
+        image = axes.imshow(percent, cmap="cividis", vmin=low, vmax=max(high, low + 1e-6), aspect="auto")
+        axes.set_xticks(range(columns), panel.columns, fontsize=9, **_TEXT)
+        axes.set_yticks(range(rows), panel.rows, fontsize=9, **_TEXT)
+        axes.set_xlabel(column_name, fontsize=10)
+        axes.set_ylabel(row_name, fontsize=10)
+        axes.set_title(panel.title, fontsize=10, loc="left", fontweight="bold", color="#222222")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for (row, column), value in np.ndenumerate(percent):
+            bright = not math.isnan(value) and value > (low + high) / 2
+            axes.text(
+                column, row, "–" if math.isnan(value) else f"{value:.2f}", ha="center", va="center", fontsize=9,
+                color="#1a1a1a" if bright or math.isnan(value) else "white",
+                fontweight="bold" if value == high else "normal",
+            )  # fmt: skip
+            if value == high:
+                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=_ORANGE, lw=2.5, zorder=4))
+    for axes in grid.flat[len(maps) :]:
+        axes.set_axis_off()
+    assert image is not None
+    bar = figure.colorbar(image, ax=list(grid.flat), fraction=0.05, pad=0.02, format=lambda value, _: f"{value:.1f} %")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=9, length=0)
+    return figure
+
+
+def variant_scores(
+    names: Sequence[str],
+    scores: Mapping[str, Sequence[float | None]],
+    spreads: Mapping[str, Sequence[float | None]],
+    published: Mapping[str, Sequence[float | None]],
+) -> Figure | None:
+    """Horizontal bars of each variant's scores, with standard deviations and the published values as marks.
+
+    Args:
+        names: of the variants.
+        scores: fractions by the name of the score, one or two of them.
+        spreads: standard deviations, likewise.
+        published: of the paper, likewise; empty for none.
+
+    Returns:
+        None when there is no score.
+    """
+    if all(value is None for values in scores.values() for value in values):
+        return None
+
+    def percent(values: Sequence[float | None]) -> np.ndarray:
+        return np.array([math.nan if value is None else 100 * value for value in values])
+
+    places, height = np.arange(len(names)), 0.8 / len(scores)
+    figure = _figure(_WIDTH, 0.9 + (0.19 * len(scores) + 0.08) * len(names))
+    axes = figure.subplots()
+    for number, (score, colour) in enumerate(zip(scores, (_BLUE, _AMBER), strict=False)):
+        at, widths = places + (number - (len(scores) - 1) / 2) * height, percent(scores[score])
+        axes.barh(at, widths, height * 0.94, color=colour, label=score)
+        spread = percent(spreads[score])
+        if np.isfinite(spread).any():
+            axes.errorbar(widths, at, xerr=spread, fmt="none", ecolor="#333333", elinewidth=1, capsize=2.5)
+        edge = np.nan_to_num(widths) + np.nan_to_num(spread)
+        for place, width, end in zip(at, widths, edge, strict=True):
+            axes.text(end + 0.6, place, "–" if math.isnan(width) else f"{width:.2f}", va="center", fontsize=8.5)
+        if np.isfinite(marks := percent(published.get(score, ()))).any():
+            axes.plot(
+                marks, at, ls="none", marker="D", ms=5, mfc="white", mec="#1a1a1a", zorder=5,
+                label="published" if number == 0 else None,
+            )  # fmt: skip
+    axes.set_yticks(places, [_short(name, 36) for name in names], fontsize=9, **_TEXT)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, 108)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("%", fontsize=9)
+    _tidy(axes)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color="#e4e4e4", lw=0.8)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper right", ncols=3, fontsize=9, frameon=False)
+    return figure
+
+
 def save(figure: Figure, stem: Path) -> str:
     """Write ``<stem>.svg`` and ``<stem>.png``.
 
@@ -255,7 +432,7 @@ def _train_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> 
     return curves
 
 
-def _validation_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> list[Curve]:
+def _validation_curves(logs: Mapping[Any, Sequence[Mapping[str, Any]]], key: str) -> list[Curve]:
     curves = []
     for lines in logs.values():
         epochs = {
@@ -339,7 +516,7 @@ def _tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _short(label: str) -> str:
-    """A label that fits: printable characters only (others are no XML), 18 at most."""
+def _short(label: str, most: int = 18) -> str:
+    """A label that fits: printable characters only (others are no XML), 18 at most or as many as given."""
     printable = "".join(character if character.isprintable() else "·" for character in label)
-    return printable if len(printable) <= 18 else f"{printable[:17]}…"
+    return printable if len(printable) <= most else f"{printable[: most - 1]}…"

@@ -20,14 +20,23 @@ from jax_mtlser.evaluation import figures
 from jax_mtlser.evaluation.leakage_report import leakage_rows, print_leakage
 from jax_mtlser.evaluation.metrics import SUMMARY_KEYS, ConfusionSums, mean_and_std
 from jax_mtlser.evaluation.protocol_text import protocol_sentence, protocol_title, protocol_warnings
+from jax_mtlser.evaluation.published import published_sentence, published_values
 from jax_mtlser.evaluation.results import gather_results
+from jax_mtlser.evaluation.score_table import SHORT_NAMES as _SHORT_NAMES
+from jax_mtlser.evaluation.score_table import rows_of, write_tables
 from jax_mtlser.run_folder import RunFolder, read_json, read_json_lines, write_text
 
-__all__ = ["print_results", "write_report"]
+__all__ = [
+    "SMOKE",
+    "environment",
+    "print_results",
+    "settings_rows",
+    "write_report",
+]
+
+SMOKE = "A smoke run: it shows that the experiment runs. Its scores mean nothing."
 
 _ABSENT = "–"
-_SHORT_NAMES = {"wa": "WA", "ua": "UA", "macro_f1": "Macro F1", "gender_accuracy": "Gender",
-                "speaker_accuracy": "Speaker", "wer": "WER"}  # fmt: skip
 _LONG_NAMES = {
     "wa": "share of correct utterances",
     "ua": "mean recall over emotions",
@@ -70,19 +79,23 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
 def write_report(run: RunFolder) -> Path:
     """Write ``report/index.html`` and its figures, from what lies in the run folder.
 
-    The page needs no other file and no network. Figures are beside it as SVG and PNG too.
+    The page needs no other file and no network. Figures are beside it as SVG and PNG too, the scores as
+    ``scores.{csv,md,tex}``.
 
     Returns:
         The page.
     """
     results, config, folds = gather_results(run), read_json(run.config), read_json(run.folds)
-    page = _environment().get_template("report.html")
+    write_tables(run.report, rows_of(results, published_values(config), config["name"]))
+    page = environment().get_template("report.html")
     text = page.render(
         name=config["name"],
         keys=SUMMARY_KEYS,
         names=_SHORT_NAMES,
         headline=_headline(results),
         headline_note=_headline_note(results),
+        published=published_sentence(config),
+        smoke=SMOKE if config.get("smoke") else None,
         protocol=protocol_sentence(results["protocol"]),
         fold_hash=folds["hash"],
         progress=_progress(results, folds),
@@ -99,7 +112,7 @@ def write_report(run: RunFolder) -> Path:
         cost=_cost(results["folds"]),
         corpus=_corpus(run),
         skipped=_skipped(run),
-        settings=list(_settings(config)),
+        settings=list(settings_rows(config)),
         versions=results["versions"],
     )
     path = run.report / "index.html"
@@ -107,10 +120,12 @@ def write_report(run: RunFolder) -> Path:
     return path
 
 
-def _environment() -> jinja2.Environment:
-    template = importlib.resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+def environment() -> jinja2.Environment:
+    """The templates of this package's pages, with their filters."""
+    files = importlib.resources.files(__package__)
+    names = ("report.html", "experiment_report.html")
     environment = jinja2.Environment(
-        loader=jinja2.DictLoader({"report.html": template}),
+        loader=jinja2.DictLoader({name: files.joinpath(name).read_text(encoding="utf-8") for name in names}),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -259,10 +274,10 @@ def _skipped(run: RunFolder) -> list[tuple[str, int]]:
     return sorted(named, key=lambda entry: (-entry[1], entry[0]))
 
 
-def _settings(values: Mapping[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
+def settings_rows(values: Mapping[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
     """The nested settings as rows, depth first; a row without a value is the title of those below it."""
     for key, value in values.items():
         nested = isinstance(value, Mapping)
         yield {"depth": depth, "key": key, "value": None if nested else _plain(value)}
         if nested:
-            yield from _settings(value, depth + 1)
+            yield from settings_rows(value, depth + 1)

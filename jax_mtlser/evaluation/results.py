@@ -61,9 +61,12 @@ def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dic
         - ``protocol``, ``versions``;
         - ``missing``: expected members that are not finished.
 
+        Where the run has variants, ``variants`` is a list in their order: each has ``name``, ``overrides`` (value by
+        setting), and ``pooled``, ``confusion``, ``folds`` and ``repeats`` of its own; there are none of the whole.
+
     Raises:
-        ResultsError: when two members are the same fold of the same repeat, or a finished member has no
-            predictions.
+        ResultsError: when two members are the same fold of the same repeat and variant, or a finished member has
+            no predictions.
     """
     config, folds = read_json(run.config), read_json(run.folds)
     protocol = protocol_summary(config, folds)
@@ -71,21 +74,33 @@ def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dic
     members = [_read_member(folder, columns) for folder in run.members() if folder.result.is_file()]
     members.sort(key=lambda member: (member.result["repeat"], member.result["fold"]))
     _require_distinct(members)
+    finished = {member.result["name"] for member in members}
+    if variants := config.get("variants"):
+        own = {name: [m for m in members if m.result["variant"] == name] for name in (v["name"] for v in variants)}
+        scores: dict[str, Any] = {"variants": [{**v, **_scores(run, own[v["name"]], folds)} for v in variants]}
+    else:
+        scores = _scores(run, members, folds)
+    return {
+        **scores,
+        "optimistic": any(member.result["selection"] == "best_test" for member in members),
+        "protocol": protocol,
+        "versions": _versions(members),
+        "missing": [name for name in expected or () if name not in finished],
+    }
+
+
+def _scores(run: RunFolder, members: Sequence[_Member], folds: Mapping[str, Any]) -> dict[str, Any]:
+    """What the members of one variant amount to."""
     pooled = _pooled(members)
     leakage = gather_leakage(run, [(member.result["repeat"], member.result["fold"]) for member in members])
-    finished = {member.result["name"] for member in members}
     return {
         "pooled": pooled.summary(),
         "confusion": pooled.emotion
         and {"labels": list(pooled.emotion.labels), "matrix": pooled.emotion.matrix.tolist()},
         "folds": [member.entry() for member in members],
         "repeats": _repeats(members, folds),
-        "optimistic": any(member.result["selection"] == "best_test" for member in members),
         "groups": summarised_groups(merged_groups(member.groups for member in members)),
         "leakage": leakage and {**leakage, "verdict": verdict(leakage, pooled.summary()["wa"])},
-        "protocol": protocol,
-        "versions": _versions(members),
-        "missing": [name for name in expected or () if name not in finished],
     }
 
 
@@ -100,8 +115,8 @@ def _read_member(folder: MemberFolder, columns: Sequence[str]) -> _Member:
 
 
 def _require_distinct(members: Sequence[_Member]) -> None:
-    counts = Counter((member.result["repeat"], member.result["fold"]) for member in members)
-    for (repeat, fold), count in counts.items():
+    counts = Counter((m.result.get("variant"), m.result["repeat"], m.result["fold"]) for m in members)
+    for (_, repeat, fold), count in counts.items():
         if count > 1:
             raise ResultsError(f"{count} members are fold {fold} of repeat {repeat}; one run folder holds one of each")
 

@@ -24,7 +24,7 @@ from jax_mtlser.evaluation.metrics import ConfusionSums
 from jax_mtlser.evaluation.predictions import Prediction, write_predictions
 from jax_mtlser.evaluation.protocols import Fold
 from jax_mtlser.experiments.experiment import Experiment
-from jax_mtlser.experiments.finished_run import LoadedMember, finished_members, read_run_config
+from jax_mtlser.experiments.finished_run import LoadedMember, one_variant, read_run_config
 from jax_mtlser.experiments.members import Member
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json
 from jax_mtlser.training.checkpoint import load_model_description
@@ -39,6 +39,7 @@ def judge_other_corpus(
     display: Display,
     *,
     renamed: Mapping[str, str],
+    variant: str | None = None,
     output: Path | None = None,
 ) -> dict[str, Any]:
     """Judge every finished member, and their ensemble, on all usable utterances of another corpus.
@@ -48,6 +49,7 @@ def judge_other_corpus(
         corpus: the other corpus.
         display: where progress goes.
         renamed: the other corpus' labels to the model's classes; labels of the same name need none.
+        variant: which one to judge, where the run has variants.
         output: where the results go; default ``<run>/cross_corpus/<name of the corpus>``.
 
     Returns:
@@ -60,8 +62,7 @@ def judge_other_corpus(
             anything is judged.
     """
     run = RunFolder(workdir)
-    config = read_run_config(run)
-    folders = finished_members(run)
+    config, folders = one_variant(run, read_run_config(run), variant)
     labels = [load_model_description(folder.model)["labels"] for folder in folders]
     classes = _emotions(labels, workdir)
     own = read_manifest(run.corpus, name=config.name)
@@ -76,7 +77,7 @@ def judge_other_corpus(
             f"only {', '.join(shared) or 'nothing'} is left of {manifest.name} after {len(experiment.skipped)} utterances "
             f"whose audio cannot be used, the first because: {experiment.skipped[0].reason}"
         )
-    output = output or workdir / "cross_corpus" / manifest.name
+    output = output or workdir / "cross_corpus" / (variant or "") / manifest.name
     output.mkdir(parents=True, exist_ok=True)
     write_skipped(experiment.skipped, output / "skipped.csv")
     judged = _judge(experiment, folders, output)
@@ -104,7 +105,7 @@ def judge_other_corpus(
         },
         "chance_ua": 1 / len(shared),
         "majority_wa": max(counts.values()) / len(experiment.manifest),
-        "own_corpus": read_json(run.results)["pooled"] if run.results.exists() else None,
+        "own_corpus": _own_scores(run, variant),
         **summarise_members({name: shared_scores(rows, match, shared) for name, rows in judged.items()}),
         "ensemble": shared_scores(together, match, shared),
         "confusion": {"labels": list(confusion.labels), "matrix": confusion.matrix.tolist()},
@@ -114,6 +115,16 @@ def judge_other_corpus(
     print_cross_corpus(results, display.console)
     display.line("written: " + ", ".join(map(str, written)))
     return results
+
+
+def _own_scores(run: RunFolder, variant: str | None) -> dict[str, Any] | None:
+    """The pooled scores on the run's own corpus, where they are written already."""
+    if not run.results.exists():
+        return None
+    results = read_json(run.results)
+    if variant is None:
+        return results["pooled"]
+    return next(entry["pooled"] for entry in results["variants"] if entry["name"] == variant)
 
 
 def _emotions(labels: list[dict[str, list[str]]], workdir: Path) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
-"""What all members of an experiment share: corpus, shapes, encoder, devices, compiled programs."""
+"""What the members of an experiment share: corpus, shapes, encoder, devices, compiled programs."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,7 +10,17 @@ import numpy as np
 
 from jax_mtlser import runtime
 from jax_mtlser.architecture import EncoderArchitecture
-from jax_mtlser.config import AudioConfig, Config, ConfigError, Freeze, HeadInput, Precision, VocabularySource
+from jax_mtlser.config import (
+    AudioConfig,
+    Config,
+    ConfigError,
+    EncoderConfig,
+    Freeze,
+    HeadInput,
+    OptimizerConfig,
+    Precision,
+    VocabularySource,
+)
 from jax_mtlser.corpora.load import load_corpus
 from jax_mtlser.corpora.manifest import Manifest, ManifestError
 from jax_mtlser.data.audio import SAMPLE_RATE
@@ -41,15 +52,15 @@ from jax_mtlser.training.progress import Display
 from jax_mtlser.training.sharding import CompiledSteps, make_mesh
 from jax_mtlser.training.step import Knobs, StepSpec, TrainState
 
-__all__ = ["Experiment"]
+__all__ = ["Experiment", "experiments_by_variant"]
 
 
 @dataclasses.dataclass
 class Experiment:
-    """Loaded once, used by every member.
+    """Loaded once, used by every member with these settings.
 
     Attributes:
-        config: validated.
+        config: validated, of one variant.
         manifest: utterances whose audio could be used.
         audio: their samples.
         skipped: the others.
@@ -57,6 +68,7 @@ class Experiment:
         transcripts: normalised, by row.
         buckets: padded shapes.
         mesh: devices.
+        shared: what variants use in common.
     """
 
     config: Config
@@ -68,18 +80,14 @@ class Experiment:
     buckets: Buckets
     mesh: Any
     display: Display
-
-    def __post_init__(self) -> None:
-        self._steps: dict[HeadSizes, tuple[StepSpec, CompiledSteps]] = {}
-        self._resident: Any = None
-        self._loaded: _Pretrained | None = None
+    shared: "_Shared"
 
     @classmethod
     def load(cls, config: Config, display: Display, manifest: Manifest | None = None) -> "Experiment":
         """Find the encoder, load and decode the corpus, fix the batch shapes.
 
         Args:
-            config: validated.
+            config: validated, of one variant.
             display: where progress goes.
             manifest: used instead of loading ``config.corpus``.
         """
@@ -89,20 +97,35 @@ class Experiment:
         with display.counting("decoding audio") as progress:
             manifest, audio, skipped = pack(manifest, config.audio, progress=progress)
         transcripts = normalized_transcripts(manifest, config.model.vocabulary.language)
-        batching = config.batching
-        buckets = make_buckets(
-            audio.lengths,
-            np.array([len(text or "") for text in transcripts]),
-            num_buckets=batching.num_buckets,
-            batch_size=batching.batch_size,
-            batch_seconds=batching.batch_seconds,
-            rows_multiple=batching.accumulation_steps * mesh.shape["data"],
-            multiple=encoder.arch.hop(),
-            sample_rate=SAMPLE_RATE,
-        )
-        experiment = cls(config, manifest, audio, skipped, encoder, transcripts, buckets, mesh, display)
+        buckets = _buckets(config, audio, transcripts, encoder.arch, mesh)
+        shared = _Shared(encoders=[(config.model.encoder, encoder)])
+        experiment = cls(config, manifest, audio, skipped, encoder, transcripts, buckets, mesh, display, shared)
         experiment._summarise()
         return experiment
+
+    def under(self, config: Config) -> "Experiment":
+        """The same corpus with a variant's settings. Encoders, samples on the devices and programs are shared.
+
+        Args:
+            config: validated; corpus and audio as here.
+
+        Raises:
+            ConfigError, CheckpointError: for an encoder that cannot be used.
+        """
+        encoder = self.shared.encoder(config.model.encoder)
+        _check_durations(config.audio, encoder.arch)
+        mesh = self.mesh
+        if config.training.data_devices != self.config.training.data_devices:
+            mesh = make_mesh(config.training.data_devices)
+        transcripts, buckets, language = self.transcripts, self.buckets, config.model.vocabulary.language
+        if language != self.config.model.vocabulary.language:
+            transcripts = normalized_transcripts(self.manifest, language)
+        before = (self.config.batching, self.encoder.arch.hop(), self.mesh)
+        if (config.batching, encoder.arch.hop(), mesh) != before or transcripts is not self.transcripts:
+            buckets = _buckets(config, self.audio, transcripts, encoder.arch, mesh)
+        return dataclasses.replace(
+            self, config=config, encoder=encoder, mesh=mesh, transcripts=transcripts, buckets=buckets
+        )
 
     @staticmethod
     def _find(config: Config, display: Display, manifest: Manifest | None) -> tuple[PretrainedEncoder, Manifest]:
@@ -131,9 +154,7 @@ class Experiment:
         """
         if not np.array_equal(audio.offsets, self.audio.offsets):
             raise ValueError("the samples of an experiment can only be replaced by as many for each utterance")
-        twin = dataclasses.replace(self, audio=audio)
-        twin._steps = self._steps
-        return twin
+        return dataclasses.replace(self, audio=audio)
 
     def _summarise(self) -> None:
         lengths, buckets = self.audio.lengths, self.buckets
@@ -192,7 +213,7 @@ class Experiment:
         return sizes
 
     def steps_of(self, sizes: HeadSizes, blank: int) -> CompiledSteps:
-        """The programs for a model with these heads; members with equal heads share them."""
+        """The programs for a model with these heads; members with equal ones share them, whatever their variant."""
         encoder, config = self.config.model.encoder, self.config
         spec = StepSpec(
             model=MultitaskModel(
@@ -208,7 +229,7 @@ class Experiment:
                 config.model.head_input,
                 frozen_encoder=encoder.freeze is Freeze.ENCODER and not encoder.lora_rank,
             ),
-            optimizer=config.optimizer,
+            optimizer=_compiled_in(config.optimizer),
             normalize_waveform=self.encoder.normalize_waveform,
             freeze=encoder.freeze,
             freeze_layers=encoder.freeze_layers,
@@ -217,12 +238,15 @@ class Experiment:
             blank=blank,
             accumulation_steps=config.batching.accumulation_steps,
         )
-        known = self._steps.get(sizes)
-        if known is not None and known[0] == spec:
-            return known[1]
         resident = len(self.audio.samples) + self.buckets.bounds[-1] if self.on_device else None
+        # Knobs are traced, but which of them there are is compiled in.
+        knobs = jax.tree.structure(self._knobs(1))
+        for known_knobs, known in self.shared.steps:
+            alike = known.spec == spec and known.mesh == self.mesh and known.resident_samples == resident
+            if alike and known_knobs == knobs and _equal(known.buckets, self.buckets):
+                return known
         steps = CompiledSteps(spec, self.buckets, self.mesh, resident_samples=resident)
-        self._steps[sizes] = (spec, steps)
+        self.shared.steps.append((knobs, steps))
         return steps
 
     @property
@@ -242,7 +266,7 @@ class Experiment:
                 done += 1
                 show(done, f"{name} {self.buckets.bounds[bucket] / SAMPLE_RATE:.2f} s took {seconds:.1f} s")
 
-            steps.compile(self._knobs(1, steps), names=names, progress=progress)
+            steps.compile(self._knobs(1), names=names, progress=progress)
         new = {key: seconds for key, seconds in steps.seconds.items() if key not in before}
         if new:
             shown = ", ".join(
@@ -276,7 +300,7 @@ class Experiment:
     def knobs_of(self, member: Member, steps: CompiledSteps) -> Knobs:
         """Task weights and learning rates of a member, on the devices."""
         per_epoch = len(plan_epoch(member.parts.train, self.buckets, seed=0, epoch=0))
-        return self._knobs(per_epoch * self.config.training.epochs, steps)
+        return steps.put(self._knobs(per_epoch * self.config.training.epochs))
 
     def initial_state(self, member: Member, steps: CompiledSteps) -> TrainState:
         """Pre-trained encoder, random heads; a head that the checkpoint has for the same symbols is taken over."""
@@ -293,31 +317,40 @@ class Experiment:
     def _pretrained(self) -> "_Pretrained | None":
         """The checkpoint's weights, read once."""
         weights, arch = self.encoder.weights, self.encoder.arch
-        if weights is None or self._loaded is not None:
-            return self._loaded
+        if weights is None:
+            return None
+        model = self.config.model
+        with_head = model.vocabulary.source is VocabularySource.CHECKPOINT and model.head_input is HeadInput.LAST
+        if self.shared.loaded is not None and self.shared.loaded[0] == (weights, with_head):
+            return self.shared.loaded[1]
         encoder, dropped = encoder_parameters(weights, arch)
         ctc = None
-        model = self.config.model
-        if model.vocabulary.source is VocabularySource.CHECKPOINT and model.head_input is HeadInput.LAST:
+        if with_head:
             ctc = ctc_head(weights, arch, len(checkpoint_vocabulary(weights.parent).symbols))
         if ctc is not None:
             self.display.line(f"the speech recognition head starts from {weights.parent.name}'s")
             dropped = [key for key in dropped if not key.startswith("lm_head.")]
         if dropped:
             self.display.line(f"left out of {weights.parent.name}: {_summary(dropped)}")
-        self._loaded = _Pretrained(encoder, ctc)
-        return self._loaded
+        loaded = _Pretrained(encoder, ctc)
+        self.shared.loaded = ((weights, with_head), loaded)
+        return loaded
 
     def resident_corpus(self, steps: CompiledSteps) -> Any:
         """The corpus on the devices, moved there once; one sample where batches bring their own."""
-        if self._resident is None:
-            self._resident = steps.put(self._source(None).resident_corpus())
-        return self._resident
+        source = self._source(None)
+        # The id stands for the samples, which the tuple's last entry keeps alive.
+        wanted = (source.on_device, self.buckets.bounds[-1], self.mesh, id(self.audio))
+        if self.shared.resident is None or self.shared.resident[0] != wanted:
+            self.shared.resident = None  # freed first: the accelerator need not hold two
+            self.shared.resident = (wanted, steps.put(source.resident_corpus()), self.audio)
+        return self.shared.resident[1]
 
     def _source(self, targets: Any) -> BatchSource:
         return BatchSource.create(self.audio, targets, self.buckets, self.config.batching.residency)
 
-    def _knobs(self, total_steps: int, steps: CompiledSteps) -> Knobs:
+    def _knobs(self, total_steps: int) -> Knobs:
+        """On the host."""
         weights, optimizer = self.config.weights, self.config.optimizer
         heads = optimizer.head_learning_rate or optimizer.learning_rate
         number = lambda value: np.float32(value)
@@ -329,13 +362,92 @@ class Experiment:
             total_steps=number(total_steps),  # type: ignore[arg-type]
         )
         shares = np.array([1.0, weights.alpha, weights.beta, weights.gamma], np.float32)
-        return steps.put(Knobs(weights=shares, rates=rates))  # type: ignore[arg-type]
+        return Knobs(weights=shares, rates=rates)  # type: ignore[arg-type]
+
+
+def experiments_by_variant(
+    base: Experiment, settings: Mapping[str, Config], members: Sequence[Member]
+) -> dict[str, Experiment]:
+    """What the members of each variant share.
+
+    Raises:
+        ConfigError: naming every encoder that is missing, or a variant with nothing to learn from.
+    """
+    experiments: dict[str, Experiment] = {}
+    problems: list[str] = []
+    for member in members:
+        if member.variant in experiments:
+            continue
+        try:
+            experiment = base.under(settings[member.variant])
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        experiment.head_sizes(experiment.maps_of(member), experiment.vocabulary_of(member))
+        experiments[member.variant] = experiment
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    return experiments
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pretrained:
     encoder: Any
     ctc: CtcHead | None
+
+
+@dataclasses.dataclass
+class _Shared:
+    """What variants of an experiment use in common.
+
+    Attributes:
+        encoders: opened so far, by their settings.
+        steps: programs so far, with the structure of their knobs.
+        loaded: the weights that were read last, by file and whether a CTC head was wanted: one encoder's at a time,
+            they are large.
+        resident: the corpus on the devices, by its place, padding and samples.
+    """
+
+    encoders: list[tuple[EncoderConfig, PretrainedEncoder]]
+    steps: list[tuple[Any, CompiledSteps]] = dataclasses.field(default_factory=list)
+    loaded: tuple[tuple[Path, bool], _Pretrained] | None = None
+    resident: tuple[tuple[Any, ...], Any, PackedAudio] | None = None
+
+    def encoder(self, config: EncoderConfig) -> PretrainedEncoder:
+        """The encoder with these settings, found once."""
+        for known, encoder in self.encoders:
+            if known == config:
+                return encoder
+        self.encoders.append((config, open_encoder(config)))
+        return self.encoders[-1][1]
+
+
+def _buckets(
+    config: Config, audio: PackedAudio, transcripts: list[str | None], arch: EncoderArchitecture, mesh: Any
+) -> Buckets:
+    batching = config.batching
+    return make_buckets(
+        audio.lengths,
+        np.array([len(text or "") for text in transcripts]),
+        num_buckets=batching.num_buckets,
+        batch_size=batching.batch_size,
+        batch_seconds=batching.batch_seconds,
+        rows_multiple=batching.accumulation_steps * mesh.shape["data"],
+        multiple=arch.hop(),
+        sample_rate=SAMPLE_RATE,
+    )
+
+
+def _equal(one: Buckets, other: Buckets) -> bool:
+    shapes = [(b.bounds, b.batch_sizes, b.transcript_widths) for b in (one, other)]
+    return one is other or (shapes[0] == shapes[1] and np.array_equal(one.bucket_of, other.bucket_of))
+
+
+def _compiled_in(optimizer: OptimizerConfig) -> OptimizerConfig:
+    """Without the settings that reach the step as knobs: to change those compiles nothing."""
+    return dataclasses.replace(
+        optimizer, learning_rate=0.0, head_learning_rate=None, layer_decay=1.0, warmup_fraction=0.0
+    )
 
 
 def _overlay(tree: Any, loaded: Any) -> Any:

@@ -1,6 +1,7 @@
 """A run whose members are trained: found in its folder, loaded, and ready to be judged."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,14 +11,14 @@ from jax_mtlser.data.labels import LabelMaps
 from jax_mtlser.data.vocabulary import Vocabulary
 from jax_mtlser.evaluation.predictions import Part, Prediction
 from jax_mtlser.evaluation.protocols import Fold, folds_from_record
-from jax_mtlser.experiments.experiment import Experiment
-from jax_mtlser.experiments.members import Member, members_of
+from jax_mtlser.experiments.experiment import Experiment, experiments_by_variant
+from jax_mtlser.experiments.members import Member, members_of, settings_of
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json
 from jax_mtlser.training.checkpoint import load_model, load_model_description
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
 
-__all__ = ["FinishedRun", "LoadedMember", "RunError", "finished_members", "read_run_config"]
+__all__ = ["FinishedRun", "LoadedMember", "RunError", "finished_members", "one_variant", "read_run_config"]
 
 
 class RunError(RuntimeError):
@@ -45,6 +46,25 @@ def finished_members(run: RunFolder) -> list[MemberFolder]:
     if not finished:
         raise RunError(f"{run.path} has no finished member; let train.py finish first")
     return finished
+
+
+def one_variant(run: RunFolder, config: Config, variant: str | None) -> tuple[Config, list[MemberFolder]]:
+    """The settings of one variant of a run, and its finished members; of a run without variants, the run's.
+
+    Raises:
+        RunError: the run has variants and none, or another, is named; or the variant has no finished member.
+    """
+    settings, folders = settings_of(config), finished_members(run)
+    if not config.variants and variant:
+        raise RunError(f"{run.path} has no variants; leave --variant {variant} out")
+    if not config.variants:
+        return config, folders
+    if variant not in settings:
+        raise RunError(f"{run.path} has variants; choose one with --variant: {', '.join(settings)}")
+    own = [folder for folder in folders if read_json(folder.result)["variant"] == variant]
+    if not own:
+        raise RunError(f"{run.path} has no finished member of variant {variant}; let train.py finish first")
+    return settings[variant], own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,31 +103,41 @@ class FinishedRun:
 
     Attributes:
         run: its folder.
-        experiment: corpus, encoder, devices.
+        config: it was trained with.
+        experiments: corpus, encoder, devices, by variant; the corpus is the same for all.
         drawn: the folds of each repeat.
-        members: those that are trained, by repeat and fold.
+        members: those that are trained, by repeat, variant and fold.
     """
 
     run: RunFolder
-    experiment: Experiment
+    config: Config
+    experiments: dict[str, Experiment]
     drawn: list[list[Fold]]
     members: list[Member]
 
     @classmethod
-    def open(cls, workdir: Path, display: Display) -> Self:
-        """Load the corpus and the encoder of a run.
+    def open(cls, workdir: Path, display: Display, *, only: Sequence[MemberFolder] | None = None) -> Self:
+        """Load the corpus and the encoders of a run.
+
+        Args:
+            workdir: run folder.
+            display: where progress goes.
+            only: members to open; None for all that are finished.
 
         Raises:
             RunError: no run, or no finished member, in the folder.
         """
         run = RunFolder(workdir)
         config = read_run_config(run)
-        finished = {folder.path.name for folder in finished_members(run)}
-        experiment = Experiment.load(config, display, read_manifest(run.corpus, name=None))
-        drawn = folds_from_record(experiment.manifest, read_json(run.folds))
+        names = {folder.path.name for folder in only or finished_members(run)}
+        settings = settings_of(config)
+        base = Experiment.load(next(iter(settings.values())), display, read_manifest(run.corpus, name=None))
+        drawn = folds_from_record(base.manifest, read_json(run.folds))
         everyone = dataclasses.replace(config.protocol, only_folds=(), only_repeats=())
-        members = members_of(everyone, config.training.seed, drawn)
-        return cls(run, experiment, drawn, [member for member in members if member.name in finished])
+        variants = [variant.name for variant in config.variants]
+        members = members_of(everyone, config.training.seed, drawn, variants)
+        finished = [member for member in members if member.name in names]
+        return cls(run, config, experiments_by_variant(base, settings, finished), drawn, finished)
 
     def folder(self, member: Member) -> MemberFolder:
         """Where a member lies."""

@@ -16,7 +16,8 @@ from jax_mtlser.data.conditions import CLEAN, Condition
 from jax_mtlser.data.degrader import Degrader, Sounds
 from jax_mtlser.evaluation.predictions import Prediction, read_predictions, write_predictions
 from jax_mtlser.evaluation.robustness import JudgedCondition, print_robustness, robustness_results, write_robustness
-from jax_mtlser.experiments.finished_run import FinishedRun, LoadedMember, finished_members, read_run_config
+from jax_mtlser.experiments.experiment import Experiment
+from jax_mtlser.experiments.finished_run import FinishedRun, LoadedMember, one_variant, read_run_config
 from jax_mtlser.experiments.runner import differences_to_stored
 from jax_mtlser.run_folder import RunFolder, read_json, write_json
 from jax_mtlser.training.progress import Display
@@ -37,6 +38,7 @@ def measure_robustness(
     noise: Path | None = None,
     rooms: Path | None = None,
     seed: int = 0,
+    variant: str | None = None,
     output: Path | None = None,
 ) -> dict[str, Any]:
     """Judge every finished member's test part under each condition, then write and show what that makes.
@@ -47,6 +49,7 @@ def measure_robustness(
         display: where progress goes.
         noise, rooms: folders of the user's recordings, for the conditions that need them.
         seed: of noise, babble and rooms.
+        variant: which one to judge, where the run has variants.
         output: where the results go; default ``<run>/robustness``.
 
     Returns:
@@ -56,17 +59,17 @@ def measure_robustness(
         RunError: no run, or no finished member, in the folder.
         DegradationError: a condition that cannot be made. Both before anything is judged.
     """
-    run, output = RunFolder(workdir), output or workdir / "robustness"
-    config = read_run_config(run)
-    finished_members(run)
+    run, output = RunFolder(workdir), output or workdir / "robustness" / (variant or "")
+    config, folders = one_variant(run, read_run_config(run), variant)
     sounds = Sounds.load(conditions, noise, rooms, config.audio.cache_dir)
     for problem in sounds.left_out:
         display.line(f"left out: {problem}")
-    opened = FinishedRun.open(workdir, display)
-    degrader = Degrader(opened.experiment.manifest, opened.experiment.audio, sounds, seed)
+    opened = FinishedRun.open(workdir, display, only=folders)
+    (experiment,) = opened.experiments.values()
+    degrader = Degrader(experiment.manifest, experiment.audio, sounds, seed)
     degrader.check(conditions)
     output.mkdir(parents=True, exist_ok=True)
-    sides = _Sides(opened, degrader, output)
+    sides = _Sides(opened, experiment, degrader, output)
     clean, *others = [sides.judge(c) for c in (CLEAN, *(c for c in conditions if c != CLEAN))]
     differences = [
         line for name, rows in clean.members.items() for line in differences_to_stored(run.member(name), list(rows))
@@ -90,12 +93,14 @@ class _Sides:
     """Judges conditions, or finds what was judged before.
 
     Attributes:
-        opened: the run.
+        opened: the run, or a variant of it.
+        experiment: its only one.
         degrader: of its corpus.
         output: folder of the results.
     """
 
     opened: FinishedRun
+    experiment: Experiment
     degrader: Degrader
     output: Path
 
@@ -103,7 +108,7 @@ class _Sides:
         """The test predictions of every member."""
         folder = self.output / condition.name.replace(":", "_")
         marker, wanted = folder / "finished.json", self._fingerprint(condition)
-        display, members = self.opened.experiment.display, self.opened.members
+        display, members = self.experiment.display, self.opened.members
         if marker.exists() and read_json(marker) == wanted:
             display.line(f"{condition.title}: judged before")
             found: Mapping[str, Sequence[Prediction]] = {
@@ -123,7 +128,7 @@ class _Sides:
         )
 
     def _judge_all(self, condition: Condition, folder: Path) -> dict[str, list[Prediction]]:
-        experiment, members, display = self.opened.experiment, self.opened.members, self.opened.experiment.display
+        experiment, members, display = self.experiment, self.opened.members, self.experiment.display
         rows = sorted({row for member in members for row in member.parts.test})
         with display.counting(f"{condition.title}: audio") as progress:
             audio = self.degrader.corpus(rows, condition, folder=self.output, progress=progress)

@@ -1,36 +1,48 @@
-"""Trains the members of an experiment one after the other, skips finished ones, and gathers what they found."""
+"""Trains the members of an experiment one after the other, skips finished ones, and gathers what they found.
+
+Any number of processes, on one machine or on several that see the same folder, may run the same command: each takes
+members that no other has taken (experiments/claims.py), and the last to finish gathers.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jax_mtlser import runtime
-from jax_mtlser.config import Config, to_dict, validate
+from jax_mtlser.config import Config, ConfigError, from_dict, to_dict, validate
 from jax_mtlser.corpora.manifest import write_manifest
 from jax_mtlser.data.duplicates import first_copies
 from jax_mtlser.data.packed import write_skipped
 from jax_mtlser.data.vocabulary import Vocabulary, min_frames
+from jax_mtlser.evaluation.experiment_report import print_experiment, write_experiment_report
 from jax_mtlser.evaluation.leakage import LeakageMeter, leakage_record
 from jax_mtlser.evaluation.metrics import score
 from jax_mtlser.evaluation.predictions import Prediction, read_predictions, write_predictions
-from jax_mtlser.evaluation.protocols import draw_folds, fold_notes, folds_record
-from jax_mtlser.evaluation.report import print_results, write_report
+from jax_mtlser.evaluation.protocols import Fold, draw_folds, fold_notes, folds_record
+from jax_mtlser.evaluation.report import SMOKE, print_results, write_report
 from jax_mtlser.evaluation.results import gather_results
-from jax_mtlser.experiments.experiment import Experiment
+from jax_mtlser.experiments.claims import Claims
+from jax_mtlser.experiments.experiment import Experiment, experiments_by_variant
 from jax_mtlser.experiments.finished_run import FinishedRun, LoadedMember, RunError
-from jax_mtlser.experiments.members import Member, members_of
+from jax_mtlser.experiments.members import Member, choose, members_of, settings_of
+from jax_mtlser.experiments.sharing import train_all
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json, write_json
 from jax_mtlser.training.checkpoint import TrainingCheckpoints, save_model
-from jax_mtlser.training.loop import NonFiniteLossError, train
+from jax_mtlser.training.loop import train
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
 
-__all__ = ["RunError", "differences_to_stored", "evaluate_run", "train_run"]
+__all__ = ["STALE_AFTER", "RunError", "differences_to_stored", "evaluate_run", "train_run"]
 
+# Seconds. Far above what a busy file server delays, far below what a training takes.
+STALE_AFTER = 600.0
 _MODEL_FORMAT = 1
+# Claims beside those of members, whose names end in a number.
+_SET_UP, _GATHER = "set-up", "results"
 # Settings that say how a run goes, not what comes out; they may differ when a run goes on.
 _FREE_SETTINGS = (
     "protocol.only_folds",
@@ -42,13 +54,18 @@ _FREE_SETTINGS = (
 )
 
 
-def train_run(config: Config, workdir: Path, display: Display) -> int:
+def train_run(
+    config: Config, workdir: Path, display: Display, *, members: str = "1/1", stale_after: float = STALE_AFTER
+) -> int:
     """Train what the configuration asks for and is not finished yet, then gather and report.
 
     Args:
         config: the run.
         workdir: run folder; made when missing.
         display: where progress goes.
+        members: the part of the experiment that this process works on, see :func:`~members.choose`.
+        stale_after: seconds without a sign of life after which a member is taken over from a process on another
+            machine; the same for all processes. Ended processes of this machine are noticed at once.
 
     Returns:
         Number of members that failed.
@@ -58,41 +75,34 @@ def train_run(config: Config, workdir: Path, display: Display) -> int:
         Interrupted: on SIGTERM or SIGINT; the same call goes on.
     """
     validate(config)
+    if not (math.isfinite(stale_after) and stale_after > 0):
+        raise ConfigError(f"--stale_after is {stale_after}; it must be a number of seconds greater than 0")
     run = RunFolder(workdir)
-    _claim(run, config)
+    _require_same_settings(run, config)
     display.line(f"run folder: {workdir}")
-    experiment = Experiment.load(config, display)
-    drawn = draw_folds(experiment.manifest, config.protocol, experiment.transcripts)
-    members = members_of(config.protocol, config.training.seed, drawn)
-    notes = fold_notes(experiment.manifest, config.protocol, drawn)
-    for note in notes:
-        display.line(note)
-    record = folds_record(experiment.manifest, drawn, notes)
-    if run.folds.exists() and read_json(run.folds)["hash"] != record["hash"]:
-        raise RunError(
-            f"{run.folds} holds other folds than this corpus and configuration give: the corpus has changed since. "
-            "Use another --workdir, or restore the corpus."
-        )
-    write_json(run.config, to_dict(config))
-    write_manifest(experiment.manifest, run.corpus)
-    write_skipped(experiment.skipped, run.skipped)
-    write_json(run.folds, record)
-    copies = first_copies(experiment.audio)
-    meter = LeakageMeter(experiment.manifest, config.protocol, experiment.transcripts, copies)
-    write_json(run.leakage, leakage_record(meter, drawn))
+    settings = settings_of(config)
+    base = Experiment.load(next(iter(settings.values())), display)
+    drawn = draw_folds(base.manifest, config.protocol, base.transcripts)
+    everyone = members_of(config.protocol, config.training.seed, drawn, [v.name for v in config.variants])
+    chosen = choose(everyone, members)
+    experiments = experiments_by_variant(base, settings, chosen)
 
-    failures: dict[str, str] = {}
-    for member in members:
-        folder = run.member(member.name)
-        if folder.result.exists():
-            display.line(f"{member.name}: finished before")
-            continue
-        try:
-            _train_member(experiment, member, folder)
-        except NonFiniteLossError as error:
-            failures[member.name] = str(error)
-            display.line(str(error))
-    _gather(run, members, display)
+    claims = Claims(run.claims, stale_after=stale_after)
+    with claims.wait_for(_SET_UP):
+        _set_up(run, config, base, drawn)
+    if len(chosen) < len(everyone):
+        display.line(f"{len(chosen)} of {len(everyone)} members: {members}")
+
+    def train_one(member: Member, folder: MemberFolder, still_ours: Callable[[], None]) -> None:
+        _train_member(experiments[member.variant], member, folder, still_ours)
+
+    failures = train_all(run, chosen, train_one, claims=claims, display=display)
+    if held := claims.held():
+        others = ", ".join(f"{name} ({holder})" for name, holder in held.items())
+        display.line(f"others are still at work and gather the results when they end: {others}")
+    else:
+        with claims.wait_for(_GATHER):
+            _gather(run, config, everyone, display)
     for name, message in failures.items():
         display.line(f"{name} failed: {message}")
     return len(failures)
@@ -110,22 +120,58 @@ def evaluate_run(workdir: Path, display: Display) -> list[str]:
         RunError: no run, or no finished member, in the folder.
     """
     opened = FinishedRun.open(workdir, display)
-    run, experiment, config = opened.run, opened.experiment, opened.experiment.config
+    run, config = opened.run, opened.config
     differences: list[str] = []
     for member in opened.members:
-        differences += _evaluate_member(experiment, member, run.member(member.name))
-    stored = read_json(run.results)["pooled"] if run.results.exists() else None
-    results = _gather(run, members_of(config.protocol, config.training.seed, opened.drawn), display)
-    if stored is not None and stored != results["pooled"]:
-        differences.append(f"pooled: stored {stored}, now {results['pooled']}")
+        differences += _evaluate_member(opened.experiments[member.variant], member, run.member(member.name))
+    stored = _pooled(read_json(run.results)) if run.results.exists() else None
+    wanted = members_of(
+        config.protocol, config.training.seed, opened.drawn, [variant.name for variant in config.variants]
+    )
+    results = _pooled(_gather(run, config, wanted, display))
+    if stored is not None:
+        differences += [
+            f"{f'{name} ' if name else ''}pooled: stored {stored.get(name)}, now {now}"
+            for name, now in results.items()
+            if stored.get(name) != now
+        ]
     return differences
 
 
-def _claim(run: RunFolder, config: Config) -> None:
+def _pooled(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The pooled scores in ``results.json`` by variant."""
+    if "variants" in results:
+        return {entry["name"]: entry["pooled"] for entry in results["variants"]}
+    return {"": results["pooled"]}
+
+
+def _set_up(run: RunFolder, config: Config, experiment: Experiment, drawn: Sequence[Sequence[Fold]]) -> None:
+    """Write what the run folder says about the whole run, unless it is another one's."""
+    _require_same_settings(run, config)
+    notes = fold_notes(experiment.manifest, config.protocol, drawn)
+    for note in notes:
+        experiment.display.line(note)
+    record = folds_record(experiment.manifest, drawn, notes)
+    if run.folds.exists() and read_json(run.folds)["hash"] != record["hash"]:
+        raise RunError(
+            f"{run.folds} holds other folds than this corpus and configuration give: the corpus has changed since. "
+            "Use another --workdir, or restore the corpus."
+        )
+    write_json(run.config, to_dict(config))
+    write_manifest(experiment.manifest, run.corpus)
+    write_skipped(experiment.skipped, run.skipped)
+    write_json(run.folds, record)
+    copies = first_copies(experiment.audio)
+    meter = LeakageMeter(experiment.manifest, config.protocol, experiment.transcripts, copies)
+    write_json(run.leakage, leakage_record(meter, drawn))
+
+
+def _require_same_settings(run: RunFolder, config: Config) -> None:
     """Refuse to mix two configurations in one folder."""
     if not run.config.exists():
         return
-    stored, wanted = _flat(read_json(run.config)), _flat(to_dict(config))
+    # Read as a Config, so that settings which are newer than the folder have their defaults.
+    stored, wanted = (_flat(_by_name(c)) for c in (from_dict(Config, read_json(run.config)), config))
     differing = [
         f"{name}: {stored.get(name)!r} there, {wanted.get(name)!r} now"
         for name in sorted(stored.keys() | wanted.keys())
@@ -138,6 +184,11 @@ def _claim(run: RunFolder, config: Config) -> None:
         )
 
 
+def _by_name(config: Config) -> dict[str, Any]:
+    """The configuration as a dict in which variants have names, not numbers."""
+    return {**to_dict(config), "variants": {variant.name: to_dict(variant) for variant in config.variants}}
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
@@ -148,7 +199,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) -> None:
+def _train_member(experiment: Experiment, member: Member, folder: MemberFolder, still_ours: Callable[[], None]) -> None:
     config, display = experiment.config, experiment.display
     folder.path.mkdir(parents=True, exist_ok=True)
     maps, vocabulary = experiment.maps_of(member), experiment.vocabulary_of(member)
@@ -174,7 +225,9 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
         corpus=corpus,
         folder=folder,
         display=display,
+        still_ours=still_ours,
     )
+    still_ours()
     sizes = judge.steps.spec.model.sizes
     save_model(
         folder.model,
@@ -200,6 +253,7 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
     result = {
         "name": member.name,
+        "variant": member.variant or None,
         "repeat": member.repeat,
         "fold": member.fold,
         "seed": member.seed,
@@ -219,6 +273,7 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
         "metrics": _test_summary(predictions),
         "versions": runtime.versions(),
     }
+    still_ours()
     write_json(folder.result, result)
     TrainingCheckpoints.remove(folder.checkpoints)
 
@@ -274,10 +329,12 @@ def _infeasible(experiment: Experiment, member: Member, vocabulary: Vocabulary |
     return count
 
 
-def _gather(run: RunFolder, members: list[Member], display: Display) -> dict[str, Any]:
+def _gather(run: RunFolder, config: Config, members: list[Member], display: Display) -> dict[str, Any]:
     results = gather_results(run, [member.name for member in members])
     write_json(run.results, results)
-    print_results(results, display.console)
+    (print_experiment if config.variants else print_results)(results, display.console)
+    if config.smoke:
+        display.line(SMOKE)
     display.line(f"results: {run.results}")
-    display.line(f"report:  {write_report(run)}")
+    display.line(f"report:  {(write_experiment_report if config.variants else write_report)(run)}")
     return results

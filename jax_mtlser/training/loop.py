@@ -67,6 +67,7 @@ def train(
     corpus: Any,
     folder: MemberFolder,
     display: Display,
+    still_ours: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train one member, or go on with it.
 
@@ -82,6 +83,7 @@ def train(
         corpus: resident corpus on the devices, or one unused sample.
         folder: where metrics and checkpoints go.
         display: where progress goes.
+        still_ours: called before each step and each checkpoint; what it raises ends the training.
 
     Raises:
         NonFiniteLossError: the last good checkpoint is kept.
@@ -95,7 +97,7 @@ def train(
             display.line(f"{judge.member}: going on after step {progress.step}")
         else:
             state, progress = initial_state(), _Progress()
-        run = _Run(judge, config, seed, knobs, corpus, folder, display, checkpoints, progress)
+        run = _Run(judge, config, seed, knobs, corpus, folder, display, checkpoints, progress, still_ours)
         judged: dict[Part, Sequence[int]] = {"validation": validation_rows}
         if config.selection is Selection.BEST_TEST:
             judged["test"] = test_rows
@@ -135,6 +137,7 @@ class _Run:
     display: Display
     checkpoints: TrainingCheckpoints
     progress: _Progress
+    still_ours: Callable[[], None]
 
     def __post_init__(self) -> None:
         self.log = _MetricLog(self.folder, after_step=self.progress.step, tensorboard=self.config.tensorboard)
@@ -169,6 +172,7 @@ class _Run:
         steps, progress = self.judge.steps, self.progress
         started, self.epoch_audio = time.perf_counter(), 0.0
         for planned, batch in prefetch(lambda p: steps.put_batch(self.judge.source.get(p)), plan):
+            self.still_ours()
             state, metrics = steps.train(planned.bucket, state, batch, self.knobs, self.corpus)
             progress.step += 1
             self.pending.append((progress.step, planned, metrics))
@@ -177,6 +181,7 @@ class _Run:
                 self._drain(per_epoch, started, show)
             if not last and (stop.signal or progress.step % self.config.checkpoint_every_steps == 0):
                 self._drain(per_epoch, started, show)
+                self.still_ours()
                 self.checkpoints.save(state, progress.saved())
             if stop.signal and not last:
                 self.checkpoints.wait()
@@ -245,6 +250,7 @@ class _Run:
             line += f" | {part} {shown}"
         rate = self.audio_seconds / self.seconds if self.seconds else 0.0
         self.display.line(f"{line} | {rate:.0f} s audio/s")
+        self.still_ours()
         self.checkpoints.save(state, progress.saved())
 
     def _selected(self, state: TrainState) -> Trained:

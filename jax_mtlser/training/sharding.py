@@ -53,6 +53,7 @@ class CompiledSteps:
     Attributes:
         mesh: devices.
         members: trainings in one step; with several, states, training batches and knobs have a leading axis for them.
+        resident_samples: see :meth:`__init__`.
         replicated, by_row: shardings of one member's state and of its batches.
         by_member, by_member_and_row: the same for a population.
         seconds: compilation time of each (name, bucket).
@@ -76,7 +77,7 @@ class CompiledSteps:
         self.by_member = NamedSharding(mesh, PartitionSpec("member"))
         self.by_member_and_row = NamedSharding(mesh, PartitionSpec("member", "data"))
         self.seconds: dict[tuple[str, int], float] = {}
-        self._resident_samples = resident_samples
+        self.resident_samples = resident_samples
         self._state_shapes: TrainState | None = None
         self._programs: dict[tuple[str, int], Any] = {}
         self.init_state = jax.jit(functools.partial(create_state, spec), out_shardings=self.replicated)
@@ -149,7 +150,7 @@ class CompiledSteps:
         """
         state, batch, bound = self.state_shapes(), self._batch_shapes(bucket), self.buckets.bounds[bucket]
         knobs = self._replicated_shapes(knobs)
-        corpus = jax.ShapeDtypeStruct((self._resident_samples or 1,), jnp.int16, sharding=self.replicated)
+        corpus = jax.ShapeDtypeStruct((self.resident_samples or 1,), jnp.int16, sharding=self.replicated)
         if name == "train" and self.members == 1:
             function = functools.partial(train_step, self.spec, bound)
             jitted = jax.jit(function, donate_argnums=0, out_shardings=self.replicated)
@@ -213,7 +214,7 @@ class CompiledSteps:
         def shape(*dims: int, dtype: Any = np.int32) -> Any:
             return jax.ShapeDtypeStruct((rows, *dims), dtype, sharding=self.by_row)
 
-        resident = self._resident_samples is not None
+        resident = self.resident_samples is not None
         return Batch(
             audio=None if resident else shape(self.buckets.bounds[bucket], dtype=np.int16),
             offsets=shape() if resident else None,

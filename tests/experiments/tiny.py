@@ -20,6 +20,7 @@ from jax_mtlser.config import (
     TrainingConfig,
     VocabularyConfig,
     VocabularySource,
+    grid,
 )
 from jax_mtlser.corpora.manifest import Manifest, Utterance, write_manifest
 from jax_mtlser.inference.trained_model import TrainedModel
@@ -98,6 +99,14 @@ def saved_parameters(workdir: Path, member: str = "r0_f0") -> Any:
     return jax.tree.map(np.asarray, TrainedModel.load(workdir, member).params)
 
 
-def get_config() -> Config:
-    """For command lines: ``--config tests/experiments/tiny.py --config.corpus.path=FOLDER``."""
-    return tiny_config(Path())
+def get_config(kind: str = "") -> Config:
+    """For command lines: ``--config tests/experiments/tiny.py --config.corpus.path=FOLDER``.
+
+    Args:
+        kind: ``variants`` (behind a colon): two weights of gender, so four members of four epochs.
+    """
+    config = tiny_config(Path())
+    if kind == "variants":
+        config.training.epochs = 4
+        config.variants = grid({"weights.alpha": (0.0, 0.4)})
+    return config
