@@ -14,6 +14,7 @@ from jax_mtlser.config.run import Config
 from jax_mtlser.config.training import (
     BatchingConfig,
     CtcNormalization,
+    HeadMode,
     LearningRateSchedule,
     OptimizerConfig,
     Precision,
@@ -21,6 +22,7 @@ from jax_mtlser.config.training import (
     Selection,
     TaskWeights,
     TrainingConfig,
+    WeightingMethod,
 )
 from jax_mtlser.config.validation import validate
 
@@ -36,6 +38,7 @@ __all__ = [
     "EncoderConfig",
     "Freeze",
     "HeadInput",
+    "HeadMode",
     "LearningRateSchedule",
     "ModelConfig",
     "OptimizerConfig",
@@ -48,6 +51,7 @@ __all__ = [
     "TrainingConfig",
     "VocabularyConfig",
     "VocabularySource",
+    "WeightingMethod",
     "architecture_from_dict",
     "from_dict",
     "to_dict",

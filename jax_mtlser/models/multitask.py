@@ -1,19 +1,24 @@
 """The four-task model: one encoder, four heads."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import flax.struct
+import jax
 from jaxtyping import Array, Float, Int
 
 from jax_mtlser.architecture import EncoderArchitecture
 from jax_mtlser.config import HeadInput
+from jax_mtlser.models.gradient_scale import scale_gradient
 from jax_mtlser.models.heads import Head
 from jax_mtlser.models.layers import masked_mean, standardised
 from jax_mtlser.models.speech_encoder import speech_encoder
-from jax_mtlser.models.transformer import EncoderOptions
+from jax_mtlser.models.transformer import EncoderOptions, EncoderOutput
 
-__all__ = ["HeadSizes", "MultitaskModel", "MultitaskOutput"]
+__all__ = ["TASKS", "HeadSizes", "MultitaskModel", "MultitaskOutput"]
+
+TASKS = ("emotion", "gender", "speaker", "asr")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,16 +72,54 @@ class MultitaskModel(nn.Module):
     head_input: HeadInput = HeadInput.LAST
     frozen_encoder: bool = False
 
-    @nn.compact
-    def __call__(self, audio: Float[Array, "B S"], lengths: Int[Array, " B"], *, train: bool) -> MultitaskOutput:
-        encoder = speech_encoder(self.arch, self.options, name="encoder")
+    def setup(self) -> None:
+        self.encoder = speech_encoder(self.arch, self.options)
+        self.emotion_head = self._head(self.sizes.emotion)
+        self.gender_head = self._head(self.sizes.gender)
+        self.speaker_head = self._head(self.sizes.speaker)
+        self.asr_head = self._head(self.sizes.asr)
+
+    def _head(self, classes: int) -> Head | None:
+        return Head(classes, self.arch.final_dropout) if classes else None
+
+    def __call__(
+        self,
+        audio: Float[Array, "B S"],
+        lengths: Int[Array, " B"],
+        *,
+        train: bool,
+        gradient_factors: Mapping[str, Array] | None = None,
+    ) -> MultitaskOutput:
+        """Encode a batch and read every head; see :meth:`read` for ``gradient_factors``."""
+        return self.read(self.encode(audio, lengths, train=train), train=train, gradient_factors=gradient_factors)
+
+    def encode(self, audio: Float[Array, "B S"], lengths: Int[Array, " B"], *, train: bool) -> EncoderOutput:
+        """What all heads share."""
         every_layer = self.head_input is HeadInput.WEIGHTED_SUM
-        encoded = encoder(audio, lengths, train=train and not self.frozen_encoder, output_hidden_states=every_layer)
+        return self.encoder(audio, lengths, train=train and not self.frozen_encoder, output_hidden_states=every_layer)
+
+    def read(
+        self,
+        encoded: EncoderOutput,
+        *,
+        train: bool,
+        tasks: Sequence[str] = TASKS,
+        gradient_factors: Mapping[str, Array] | None = None,
+    ) -> MultitaskOutput:
+        """Logits of some or all heads.
+
+        Args:
+            encoded: from :meth:`encode`.
+            train: switches on dropout.
+            tasks: the others are None.
+            gradient_factors: by task, what its gradient is multiplied by on its way into the encoder; tasks without
+                one have 1.
+        """
         frames, mask = encoded.frames, encoded.mask
         pooled = masked_mean(frames, mask)
         frames_read: Array | list[Array] = frames
         pooled_read: Array | list[Array] = pooled
-        if every_layer:
+        if self.head_input is HeadInput.WEIGHTED_SUM:
             assert encoded.hidden_states is not None
             # The last layer as the encoder gives it: behind the final norm, where there is one. All on one scale:
             # in some encoders a few channels of some layers are hundreds of times larger than everything else, and
@@ -84,17 +127,15 @@ class MultitaskModel(nn.Module):
             frames_read = [standardised(layer) for layer in (*encoded.hidden_states[:-1], frames)]
             pooled_read = [masked_mean(layer, mask) for layer in frames_read]
 
-        def read(name: str, x: Array | list[Array]) -> Array | None:
-            classes = getattr(self.sizes, name)
-            if not classes:
+        def logits(task: str) -> Array | None:
+            head = getattr(self, f"{task}_head")
+            if head is None or task not in tasks:
                 return None
-            return Head(classes, self.arch.final_dropout, name=f"{name}_head")(x, train=train)
+            x = frames_read if task == "asr" else pooled_read
+            if gradient_factors and task in gradient_factors:
+                x = jax.tree.map(lambda layer: scale_gradient(layer, gradient_factors[task]), x)
+            return head(x, train=train)
 
         return MultitaskOutput(
-            emotion=read("emotion", pooled_read),
-            gender=read("gender", pooled_read),
-            speaker=read("speaker", pooled_read),
-            asr=read("asr", frames_read),
-            frame_lengths=encoded.lengths,
-            embedding=pooled,
+            **{task: logits(task) for task in TASKS}, frame_lengths=encoded.lengths, embedding=pooled
         )

@@ -1,0 +1,125 @@
+"""Rules that combine the tasks' gradients where they conflict, from their Gram matrix alone.
+
+Each returns how much of every task's gradient goes into the combination; tasks outside ``where`` get 0 and change
+nothing. Gradients that agree give about the plain sum, so that the scale is the same for all methods.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+__all__ = ["cagrad", "nash_mtl", "pcgrad"]
+
+Mask = Bool[Array, " K"]
+Vector = Float[Array, " K"]
+Gram = Float[Array, "K K"]
+
+# Relative to the largest squared norm: gradients that cancel out or are zero must not divide by zero.
+_RIDGE = 1e-6
+_TINY = 1e-30
+_NEWTON_STEPS = 40
+
+
+def pcgrad(gram: Gram, key: Key[Array, ""], where: Mask) -> Vector:
+    """PCGrad (Yu et al. 2020): each gradient loses what points against another; the results are summed.
+
+    Each task meets the others in a random order of its own, as in the paper's algorithm 1.
+    """
+    tasks = len(gram)
+    gram = jnp.where(where[:, None] & where[None], gram, 0.0)
+    squares = jnp.diagonal(gram)
+    order = jnp.argsort(jax.random.uniform(key, (tasks, tasks)), axis=1)
+    projected = jnp.eye(tasks)  # row i: the combination that gradient i has become
+    for turn in range(tasks):
+        other = order[:, turn]
+        product = jnp.sum(projected * gram[other], axis=1)
+        conflict = jnp.where(other == jnp.arange(tasks), 0.0, jnp.minimum(product, 0.0))
+        share = conflict / jnp.maximum(squares[other], _TINY)
+        projected = projected - share[:, None] * jax.nn.one_hot(other, tasks)
+    return jnp.where(where, jnp.sum(jnp.where(where[:, None], projected, 0.0), axis=0), 0.0)
+
+
+def cagrad(gram: Gram, c: Float[Array, ""], where: Mask) -> Vector:
+    """CAGrad (Liu et al. 2021): the direction near the mean gradient g0 that helps the worst-off task most.
+
+    The direction is g0 + c |g0| g_w / |g_w| with g_w = sum w_i g_i, where w on the simplex minimises
+    g_w . g0 + c |g0| |g_w|. With so few tasks the minimum is found exactly: on each face of the simplex the
+    stationary point has a closed form, and the best of the admissible ones is it.
+
+    Returned times K / (1 + c), so that c = 0, and gradients that agree, give the plain sum.
+    """
+    tasks = len(gram)
+    pairs = where[:, None] & where[None]
+    scale = jnp.maximum(jnp.max(jnp.where(where, jnp.diagonal(gram), 0.0)), _TINY)
+    gram = jnp.where(pairs, gram / scale, 0.0) + _RIDGE * jnp.eye(tasks)
+    count = jnp.maximum(jnp.sum(where), 1)
+    mean = where / count
+    toward_mean = gram @ mean
+    radius = c * jnp.sqrt(mean @ toward_mean)
+
+    faces = jnp.array(list(itertools.product((False, True), repeat=tasks))[1:])
+    inside = faces[:, :, None] & faces[:, None]
+    blocks = jnp.where(inside, gram, jnp.eye(tasks))
+    ones, products = faces.astype(jnp.float32), jnp.where(faces, toward_mean, 0.0)
+    from_ones, from_products = _solve(blocks, ones), _solve(blocks, products)
+    # Stationarity on a face: products + radius G w / |g_w| = m on all its tasks, with sum w = 1 and |g_w|^2 = w G w.
+    one_one = jnp.sum(ones * from_ones, axis=1)
+    one_product = jnp.sum(ones * from_products, axis=1)
+    product_product = jnp.sum(products * from_products, axis=1)
+    discriminant = one_product**2 - one_one * (product_product - radius**2)
+    root = jnp.sqrt(jnp.maximum(discriminant, 0.0))
+    level = (one_product + root) / one_one
+    candidates = (level[:, None] * from_ones - from_products) / jnp.maximum(root, _TINY)[:, None]
+    single = jnp.sum(faces, axis=1) == 1
+    candidates = jnp.where(single[:, None], ones, candidates)  # a corner is one, whatever its slope
+    admissible = jnp.all(candidates >= 0, axis=1) & (single | (discriminant > 0)) & ~jnp.any(faces & ~where, axis=1)
+    norms = jnp.sqrt(jnp.einsum("fi,ij,fj->f", candidates, gram, candidates))
+    values = jnp.where(admissible, candidates @ toward_mean + radius * norms, jnp.inf)
+    best = jnp.argmin(values)
+    w, norm = candidates[best], norms[best]
+    return jnp.where(where, (1.0 + count * radius * w / jnp.maximum(norm, _TINY)) / (1.0 + c), 0.0)
+
+
+def nash_mtl(gram: Gram, where: Mask) -> Vector:
+    """Nash-MTL (Navon et al. 2022): the bargaining solution, G a = 1 / a with a > 0.
+
+    It is the minimum of a G a / 2 - sum log a_i, which is convex; damped Newton steps cannot leave a > 0 and
+    converge from anywhere. The Gram matrix is divided by its Frobenius norm, as in the authors' code: without,
+    the combination would have the norm sqrt(K) in every step, however small the gradients are.
+    """
+    tasks = len(gram)
+    pairs = where[:, None] & where[None]
+    gram = jnp.where(pairs, gram, 0.0)
+    squares = jnp.diagonal(gram)
+    largest = jnp.maximum(jnp.max(squares), _TINY)
+    norm = jnp.maximum(jnp.sqrt(jnp.sum((gram / largest) ** 2)), _TINY) * largest
+    size = jnp.sqrt(jnp.maximum(squares, _RIDGE * largest))
+    # In units of each gradient's norm, so that the solution does not depend on sizes and 1 is a fair start. Tasks
+    # that are left out have a row of the identity, whose solution is 1.
+    cosines = jnp.where(jnp.eye(tasks, dtype=bool), 1.0 + _RIDGE, gram / (size[:, None] * size[None]))
+
+    def newton(_: int, a: Vector) -> Vector:
+        slope = cosines @ a - 1.0 / a
+        step = _solve(cosines + jnp.diag(1.0 / a**2), slope)
+        decrement = jnp.sqrt(jnp.maximum(slope @ step, 0.0))
+        return a - step * jnp.where(decrement > 0.25, 1.0 / (1.0 + decrement), 1.0)
+
+    a = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, jnp.ones(tasks))
+    return jnp.where(where, a / size * jnp.sqrt(norm), 0.0)
+
+
+def _solve(matrix: Float[Array, "*batch K K"], right: Float[Array, "*batch K"]) -> Float[Array, "*batch K"]:
+    """Solution of a positive definite system by elimination, which needs no pivots then.
+
+    Unrolled: a few elementwise operations on K numbers, where a linear algebra library is a chain of calls.
+    """
+    system = jnp.concatenate([matrix, right[..., None]], axis=-1)
+    for row in range(matrix.shape[-1]):
+        pivot = system[..., row, :] / system[..., row, row, None]
+        others = np.arange(matrix.shape[-1]) != row
+        factors = jnp.where(others, system[..., :, row], 0.0)
+        system = jnp.where(others[:, None], system - factors[..., None] * pivot[..., None, :], pivot[..., None, :])
+    return system[..., -1]
