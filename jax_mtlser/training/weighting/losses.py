@@ -4,6 +4,8 @@
 those of them with a labelled row in the batch where it does.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
@@ -75,16 +77,16 @@ def learned_scale_gradient(log_weights: Vector, losses: Vector, offset: float) -
     return jnp.exp(log_weights) * losses - offset
 
 
-def learned_scale_update(learned: Learned, batch: BatchView, knobs: WeightingKnobs, where: Mask, offset: float) -> Learned:
+def learned_scale_update(
+    learned: Learned, batch: BatchView, knobs: WeightingKnobs, where: Mask, offset: float
+) -> Learned:
     """One step of the logarithms of weights on a batch's losses."""
     gradient = learned_scale_gradient(learned.values, batch.losses, offset)
     learned = learned.descend(gradient, knobs.learning_rate, where)
-    return learned.replace(values=jnp.minimum(learned.values, _LARGEST_LOG_WEIGHT))
+    return dataclasses.replace(learned, values=jnp.minimum(learned.values, _LARGEST_LOG_WEIGHT))
 
 
-def gradnorm_gradient(
-    weights: Vector, norms: Vector, progress: Vector, alpha: Float[Array, ""], where: Mask
-) -> Vector:
+def gradnorm_gradient(weights: Vector, norms: Vector, progress: Vector, alpha: Float[Array, ""], where: Mask) -> Vector:
     """Gradient of GradNorm's own loss with respect to the weights (Chen et al. 2018, equation 2).
 
     The loss is the sum of |w_i n_i - target_i|, and the targets count as constants. Since n_i does not depend on the
@@ -131,7 +133,7 @@ def gradnorm_update(
     weights = jnp.where(where, jnp.maximum(learned.values, _SMALLEST_GRADNORM_WEIGHT), learned.values)
     # Among the tasks of this batch, so that one without labels keeps its weight.
     after = jnp.sum(jnp.where(where, weights, 0.0))
-    return learned.replace(values=jnp.where(where, weights * before / jnp.maximum(after, 1e-30), weights))
+    return dataclasses.replace(learned, values=jnp.where(where, weights * before / jnp.maximum(after, 1e-30), weights))
 
 
 def famo(logits: Vector, losses: Vector, where: Mask) -> Vector:

@@ -1,5 +1,6 @@
 """What weighting methods see, decide and remember. K counts the tasks, in the order of ``losses.TASKS``."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -81,9 +82,7 @@ class Learned:
         """Before the first update."""
         return cls(values, jax.vmap(_ADAM.init)(values))
 
-    def descend(
-        self, gradient: Float[Array, " K"], rate: Float[Array, ""], where: Bool[Array, " K"]
-    ) -> "Learned":
+    def descend(self, gradient: Float[Array, " K"], rate: Float[Array, ""], where: Bool[Array, " K"]) -> "Learned":
         """One step of Adam; values outside ``where`` keep value, moments and counter."""
         direction, adam = jax.vmap(_ADAM.update)(gradient, self.adam)
         moved = Learned(self.values - rate * direction, adam)
@@ -112,7 +111,9 @@ class EpochLosses:
 
     def add(self, batch: BatchView) -> "EpochLosses":
         """With the rows of one more batch."""
-        return self.replace(total=self.total + batch.losses * batch.counts, count=self.count + batch.counts)
+        return dataclasses.replace(
+            self, total=self.total + batch.losses * batch.counts, count=self.count + batch.counts
+        )
 
     def turned(self, boundary: Bool[Array, ""]) -> "EpochLosses":
         """At an epoch's ``boundary`` its means become the last ones; elsewhere nothing changes.

@@ -75,7 +75,7 @@ class Weighting:
         assert knobs is not None
         assert state.epochs is not None
         boundary = (step > 0) & (step % knobs.steps_per_epoch == 0)
-        return state.replace(epochs=state.epochs.turned(boundary))
+        return dataclasses.replace(state, epochs=state.epochs.turned(boundary))
 
     def coefficients(
         self,
@@ -152,23 +152,23 @@ class Weighting:
                 assert knobs is not None
                 offset = _UNCERTAINTY_OFFSET if self.method is WeightingMethod.UNCERTAINTY else _IMTL_OFFSET
                 learned = losses.learned_scale_update(_learned(state), batch, knobs, present, offset)
-                return state.replace(learned=learned)
+                return dataclasses.replace(state, learned=learned)
             case WeightingMethod.GRADNORM:
                 assert knobs is not None
                 assert state.epochs is not None
                 first = step < knobs.steps_per_epoch
-                counted = batch.replace(counts=jnp.where(first, batch.counts, 0.0))
+                counted = dataclasses.replace(batch, counts=jnp.where(first, batch.counts, 0.0))
                 epochs = state.epochs.add(counted)
                 learned = losses.gradnorm_update(_learned(state), epochs, batch, self._chance(), knobs, present)
                 return WeightingState(learned, epochs)
             case WeightingMethod.DWA:
                 assert state.epochs is not None
-                return state.replace(epochs=state.epochs.add(batch))
+                return dataclasses.replace(state, epochs=state.epochs.add(batch))
             case WeightingMethod.FAMO:
                 assert knobs is not None
                 assert losses_after is not None
                 learned = losses.famo_update(_learned(state), batch.losses, losses_after, knobs, present)
-                return state.replace(learned=learned)
+                return dataclasses.replace(state, learned=learned)
             case _:
                 return state
 
