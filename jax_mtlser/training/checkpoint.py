@@ -1,8 +1,8 @@
 """Checkpoints of a training and the model that comes out of it: the only place that imports Orbax.
 
-A checkpoint has three items: ``params`` (so that nobody needs the optimizer to evaluate), ``optimizer`` (its state
-and the step) and ``progress`` (JSON). Orbax writes in the background and renames a finished checkpoint into
-place, so one that was cut short is never seen.
+A checkpoint has three items: ``params`` (so that nobody needs the optimizer to evaluate), ``optimizer`` (its state,
+the step and what the weighting method remembers) and ``progress`` (JSON). Orbax writes in the background and renames
+a finished checkpoint into place, so one that was cut short is never seen.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class TrainingCheckpoints:
         self._kept.best_step = progress.get("best_step")
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
-            optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            optimizer=ocp.args.StandardSave(_optimizer(state)),
             progress=ocp.args.JsonSave(progress),
         )
         self._manager.save(progress["step"], args=items)
@@ -81,17 +81,20 @@ class TrainingCheckpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        optimizer = {"step": like.step, "opt_state": like.opt_state}
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(_abstract(like.params)),
-                optimizer=ocp.args.StandardRestore(_abstract(optimizer)),
+                optimizer=ocp.args.StandardRestore(_abstract(_optimizer(like))),
                 progress=ocp.args.JsonRestore(),
             ),
         )
         state = dataclasses.replace(
-            like, step=items.optimizer["step"], params=items.params, opt_state=items.optimizer["opt_state"]
+            like,
+            step=items.optimizer["step"],
+            params=items.params,
+            opt_state=items.optimizer["opt_state"],
+            weighting=items.optimizer.get("weighting", like.weighting),
         )
         return Restored(state, items.progress)
 
@@ -142,6 +145,12 @@ def load_model(folder: Path, like: Any) -> Any:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(like)))
         return checkpointer.restore(folder.resolve(), args=args).params
+
+
+def _optimizer(state: TrainState) -> dict[str, Any]:
+    saved = {"step": state.step, "opt_state": state.opt_state}
+    # Orbax does not save a tree without arrays, and most methods remember nothing.
+    return {**saved, "weighting": state.weighting} if jax.tree.leaves(state.weighting) else saved
 
 
 def _abstract(tree: Any) -> Any:

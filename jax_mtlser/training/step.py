@@ -247,7 +247,7 @@ def train_step(
             # With the same dropout, so that what changed is the step's doing.
             after = over_parts(lambda part, key: objective.values(trainable, part, key)[0])
     view = BatchView(seen.means, counts, seen.gram)
-    memory = weighting.updated(memory, balanced, view, state.step, knobs.weighting, after)
+    remembered = weighting.updated(memory, balanced, view, state.step, knobs.weighting, after)
     follows_knobs = spec.method is WeightingMethod.FIXED and knobs.reversal is None
     metrics = StepMetrics(
         losses=seen.sums,
@@ -258,7 +258,7 @@ def train_step(
         finite=jnp.isfinite(seen.loss) & jnp.isfinite(norm),
     )
     state = dataclasses.replace(
-        state, step=state.step + 1, params=merge(trainable, frozen), opt_state=opt_state, weighting=memory
+        state, step=state.step + 1, params=merge(trainable, frozen), opt_state=opt_state, weighting=remembered
     )
     return state, metrics
 

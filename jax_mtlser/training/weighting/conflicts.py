@@ -8,7 +8,6 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 __all__ = ["cagrad", "nash_mtl", "pcgrad"]
@@ -20,7 +19,8 @@ Gram = Float[Array, "K K"]
 # Relative to the largest squared norm: gradients that cancel out or are zero must not divide by zero.
 _RIDGE = 1e-6
 _TINY = 1e-30
-_NEWTON_STEPS = 40
+_SMALLEST_SHARE = 1e-10  # squared norms below are taken for this: a solved task's weight must not grow without end
+_NEWTON_STEPS = 20
 
 
 def pcgrad(gram: Gram, key: Key[Array, ""], where: Mask) -> Vector:
@@ -61,25 +61,24 @@ def cagrad(gram: Gram, c: Float[Array, ""], where: Mask) -> Vector:
     radius = c * jnp.sqrt(mean @ toward_mean)
 
     faces = jnp.array(list(itertools.product((False, True), repeat=tasks))[1:])
-    inside = faces[:, :, None] & faces[:, None]
-    blocks = jnp.where(inside, gram, jnp.eye(tasks))
-    ones, products = faces.astype(jnp.float32), jnp.where(faces, toward_mean, 0.0)
-    from_ones, from_products = _solve(blocks, ones), _solve(blocks, products)
-    # Stationarity on a face: products + radius G w / |g_w| = m on all its tasks, with sum w = 1 and |g_w|^2 = w G w.
-    one_one = jnp.sum(ones * from_ones, axis=1)
-    one_product = jnp.sum(ones * from_products, axis=1)
-    product_product = jnp.sum(products * from_products, axis=1)
-    discriminant = one_product**2 - one_one * (product_product - radius**2)
-    root = jnp.sqrt(jnp.maximum(discriminant, 0.0))
-    level = (one_product + root) / one_one
-    candidates = (level[:, None] * from_ones - from_products) / jnp.maximum(root, _TINY)[:, None]
-    single = jnp.sum(faces, axis=1) == 1
-    candidates = jnp.where(single[:, None], ones, candidates)  # a corner is one, whatever its slope
-    admissible = jnp.all(candidates >= 0, axis=1) & (single | (discriminant > 0)) & ~jnp.any(faces & ~where, axis=1)
-    norms = jnp.sqrt(jnp.einsum("fi,ij,fj->f", candidates, gram, candidates))
-    values = jnp.where(admissible, candidates @ toward_mean + radius * norms, jnp.inf)
+
+    def stationary_point(face: Mask) -> tuple[Vector, Array, Array]:
+        # products + radius G w / |g_w| = level on all tasks of the face, with sum w = 1 and |g_w|^2 = w G w.
+        block = jnp.where(face[:, None] & face[None], gram, jnp.eye(tasks))
+        ones, products = face.astype(jnp.float32), jnp.where(face, toward_mean, 0.0)
+        from_ones, from_products = _solve(block, ones), _solve(block, products)
+        squared = (ones @ from_products) ** 2 - ones @ from_ones * (products @ from_products - radius**2)
+        root = jnp.sqrt(jnp.maximum(squared, 0.0))
+        level = (ones @ from_products + root) / (ones @ from_ones)
+        single = jnp.sum(face) == 1  # a corner is one, whatever its slope
+        w = jnp.where(single, ones, (level * from_ones - from_products) / jnp.maximum(root, _TINY))
+        norm = jnp.sqrt(w @ gram @ w)
+        admissible = jnp.all(w >= 0) & (single | (squared > 0)) & jnp.all(where | ~face)
+        return w, norm, jnp.where(admissible, w @ toward_mean + radius * norm, jnp.inf)
+
+    points, norms, values = jax.vmap(stationary_point)(faces)
     best = jnp.argmin(values)
-    w, norm = candidates[best], norms[best]
+    w, norm = points[best], norms[best]
     return jnp.where(where, (1.0 + count * radius * w / jnp.maximum(norm, _TINY)) / (1.0 + c), 0.0)
 
 
@@ -96,7 +95,7 @@ def nash_mtl(gram: Gram, where: Mask) -> Vector:
     squares = jnp.diagonal(gram)
     largest = jnp.maximum(jnp.max(squares), _TINY)
     norm = jnp.maximum(jnp.sqrt(jnp.sum((gram / largest) ** 2)), _TINY) * largest
-    size = jnp.sqrt(jnp.maximum(squares, _RIDGE * largest))
+    size = jnp.sqrt(jnp.maximum(squares, _SMALLEST_SHARE * largest))
     # In units of each gradient's norm, so that the solution does not depend on sizes and 1 is a fair start. Tasks
     # that are left out have a row of the identity, whose solution is 1.
     cosines = jnp.where(jnp.eye(tasks, dtype=bool), 1.0 + _RIDGE, gram / (size[:, None] * size[None]))
@@ -111,15 +110,13 @@ def nash_mtl(gram: Gram, where: Mask) -> Vector:
     return jnp.where(where, a / size * jnp.sqrt(norm), 0.0)
 
 
-def _solve(matrix: Float[Array, "*batch K K"], right: Float[Array, "*batch K"]) -> Float[Array, "*batch K"]:
+def _solve(matrix: Gram, right: Vector) -> Vector:
     """Solution of a positive definite system by elimination, which needs no pivots then.
 
     Unrolled: a few elementwise operations on K numbers, where a linear algebra library is a chain of calls.
     """
-    system = jnp.concatenate([matrix, right[..., None]], axis=-1)
-    for row in range(matrix.shape[-1]):
-        pivot = system[..., row, :] / system[..., row, row, None]
-        others = np.arange(matrix.shape[-1]) != row
-        factors = jnp.where(others, system[..., :, row], 0.0)
-        system = jnp.where(others[:, None], system - factors[..., None] * pivot[..., None, :], pivot[..., None, :])
-    return system[..., -1]
+    system = jnp.concatenate([matrix, right[:, None]], axis=1)
+    for row in range(len(matrix)):
+        pivot = system[row] / system[row, row]
+        system = (system - system[:, row, None] * pivot[None]).at[row].set(pivot)
+    return system[:, -1]
