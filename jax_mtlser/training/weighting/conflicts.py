@@ -52,9 +52,7 @@ def cagrad(gram: Gram, c: Float[Array, ""], where: Mask) -> Vector:
     Returned times K / (1 + c), so that c = 0, and gradients that agree, give the plain sum.
     """
     tasks = len(gram)
-    pairs = where[:, None] & where[None]
-    scale = jnp.maximum(jnp.max(jnp.where(where, jnp.diagonal(gram), 0.0)), _TINY)
-    gram = jnp.where(pairs, gram / scale, 0.0) + _RIDGE * jnp.eye(tasks)
+    gram = _relative(gram, where) + _RIDGE * jnp.eye(tasks)
     count = jnp.maximum(jnp.sum(where), 1)
     mean = where / count
     toward_mean = gram @ mean
@@ -90,12 +88,9 @@ def nash_mtl(gram: Gram, where: Mask) -> Vector:
     the combination would have the norm sqrt(K) in every step, however small the gradients are.
     """
     tasks = len(gram)
-    pairs = where[:, None] & where[None]
-    gram = jnp.where(pairs, gram, 0.0)
-    squares = jnp.diagonal(gram)
-    largest = jnp.maximum(jnp.max(squares), _TINY)
-    norm = jnp.maximum(jnp.sqrt(jnp.sum((gram / largest) ** 2)), _TINY) * largest
-    size = jnp.sqrt(jnp.maximum(squares, _SMALLEST_SHARE * largest))
+    gram = _relative(gram, where)
+    norm = jnp.maximum(jnp.sqrt(jnp.sum(gram**2)), _TINY)
+    size = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), _SMALLEST_SHARE))
     # In units of each gradient's norm, so that the solution does not depend on sizes and 1 is a fair start. Tasks
     # that are left out have a row of the identity, whose solution is 1.
     cosines = jnp.where(jnp.eye(tasks, dtype=bool), 1.0 + _RIDGE, gram / (size[:, None] * size[None]))
@@ -108,6 +103,12 @@ def nash_mtl(gram: Gram, where: Mask) -> Vector:
 
     a = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, jnp.ones(tasks))
     return jnp.where(where, a / size * jnp.sqrt(norm), 0.0)
+
+
+def _relative(gram: Gram, where: Mask) -> Gram:
+    """0 outside ``where``, and divided by the largest squared norm inside."""
+    gram = jnp.where(where[:, None] & where[None], gram, 0.0)
+    return gram / jnp.maximum(jnp.max(jnp.diagonal(gram)), _TINY)
 
 
 def _solve(matrix: Gram, right: Vector) -> Vector:
