@@ -122,6 +122,7 @@ class Bench:
         self.corpus = self.steps.put(corpus)
         self.knobs = self.steps.put(workload.knobs())
         self.state = workload.initial_state(self.steps)
+        self.params = self.state.params
 
     def training_step(self, bucket: int) -> Callable[[], object]:
         """One step of a bucket on a batch that is on the device already."""
@@ -136,7 +137,7 @@ class Bench:
     def evaluation_step(self, bucket: int) -> Callable[[], object]:
         """The same for evaluation."""
         batch = self._batch_of(bucket)
-        return lambda: jax.block_until_ready(self.steps.evaluate(bucket, self.state.params, batch, self.corpus))
+        return lambda: jax.block_until_ready(self.steps.evaluate(bucket, self.params, batch, self.corpus))
 
     def _batch_of(self, bucket: int) -> Any:
         members = np.flatnonzero(self.buckets.bucket_of == bucket)

@@ -5,6 +5,7 @@ matrix are fixed for a run, so that each bucket is one compiled program. The ord
 (seed, epoch) alone, so a run can resume from its step number.
 """
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ __all__ = [
     "make_buckets",
     "plan_epoch",
     "plan_in_order",
+    "plan_together",
 ]
 
 FILL = -1  # row number that only fills the last batch of a bucket
@@ -149,10 +151,48 @@ def make_buckets(
 
 
 def plan_epoch(rows: Sequence[int] | np.ndarray, buckets: Buckets, *, seed: int, epoch: int) -> list[PlannedBatch]:
-    """The batches of one epoch: each utterance once, shuffled within its bucket, batches in random order."""
-    random = np.random.Generator(np.random.PCG64([seed, epoch]))
-    batches = _in_buckets(random.permutation(np.asarray(rows, np.int64)), buckets)
-    return [batches[i] for i in random.permutation(len(batches))]
+    """The batches of one epoch: each utterance once, shuffled within its bucket, buckets in random turns.
+
+    ``seed`` decides which utterances go together. When it is a bucket's turn follows from the epoch alone, so that
+    trainings on different utterances can go through one epoch together: see :func:`plan_together`.
+    """
+    return [batch for (batch,) in plan_together([rows], buckets, seeds=[seed], epoch=epoch)]
+
+
+def plan_together(
+    rows_of: Sequence[Sequence[int] | np.ndarray], buckets: Buckets, *, seeds: Sequence[int], epoch: int
+) -> list[tuple[PlannedBatch, ...]]:
+    """One epoch of several trainings at once: at each step, all are in the same bucket.
+
+    A training that has used up its batches of a bucket misses that bucket's further turns: its batch there holds only
+    ``FILL``. Otherwise it meets the batches of its own :func:`plan_epoch`, in that order.
+
+    Args:
+        rows_of: utterances of each training.
+        buckets: the shapes, common to all.
+        seeds: of each training.
+        epoch: number.
+    """
+    numbered: list[dict[tuple[int, int], PlannedBatch]] = []
+    for rows, seed in zip(rows_of, seeds, strict=True):
+        shuffled = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(np.asarray(rows, np.int64))
+        seen: collections.Counter[int] = collections.Counter()
+        numbered.append({})
+        for batch in _in_buckets(shuffled, buckets):
+            numbered[-1][batch.bucket, seen[batch.bucket]] = batch
+            seen[batch.bucket] += 1
+    # The first n numbers of a stream are the same for every n: a training with fewer batches misses the last ones.
+    turns: dict[tuple[int, int], float] = {}
+    for bucket in range(len(buckets)):
+        count = max((number + 1 for batches in numbered for of, number in batches if of == bucket), default=0)
+        moments = np.random.Generator(np.random.PCG64([epoch, bucket])).random(count)
+        turns |= {(bucket, number): moment for number, moment in enumerate(moments.tolist())}
+
+    def missed(bucket: int) -> PlannedBatch:
+        return PlannedBatch(bucket, np.full(buckets.batch_sizes[bucket], FILL, np.int64))
+
+    order = sorted(turns, key=lambda turn: (turns[turn], turn))
+    return [tuple(batches.get(turn) or missed(turn[0]) for batches in numbered) for turn in order]
 
 
 def plan_in_order(rows: Sequence[int] | np.ndarray, buckets: Buckets) -> list[PlannedBatch]:

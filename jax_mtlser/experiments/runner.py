@@ -234,7 +234,7 @@ def _evaluate_member(experiment: Experiment, member: Member, folder: MemberFolde
     vocabulary = Vocabulary.from_dict(description["vocabulary"]) if description["vocabulary"] else None
     judge = experiment.judge_of(member, maps, vocabulary)
     experiment.compile(judge.steps, names=("eval",))
-    params = load_model(folder.model, judge.steps.state_shapes().params)
+    params = load_model(folder.model, judge.steps.params_shapes())
     predictions = _predict(judge, member, params, experiment.resident_corpus(judge.steps))
     result = read_json(folder.result)
     summary = _test_summary(predictions)

@@ -1,16 +1,41 @@
 """The transformer layer: masked self-attention and feed-forward network, post-LN or pre-LN."""
 
+from typing import Self
+
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily
 from jax_mtlser.models import products
-from jax_mtlser.models.layers import Dense, Lora, activation, layer_norm
+from jax_mtlser.models.layer_norm import LayerNorm
+from jax_mtlser.models.layers import Affine, AffineParameters, Dense, Lora, activation, affine_maps, dropout
 
-__all__ = ["EncoderLayer", "FeedForward", "SelfAttention"]
+__all__ = ["DropoutKeys", "EncoderLayer", "FeedForward", "SelfAttention"]
+
+
+@flax.struct.dataclass
+class DropoutKeys:
+    """Random keys of one layer, or of all along a leading axis; None where nothing is dropped.
+
+    Attributes:
+        shares, activations: inside attention and feed-forward network.
+        attention, feed_forward: of their outputs.
+    """
+
+    shares: Array | None = None
+    attention: Array | None = None
+    activations: Array | None = None
+    feed_forward: Array | None = None
+
+    @classmethod
+    def draw(cls, key: Key[Array, ""], layers: int) -> Self:
+        """Keys of every layer, in one draw: each by itself would be a kernel or two."""
+        shares, attention, activations, feed_forward = jax.random.split(key, (4, layers))
+        return cls(shares, attention, activations, feed_forward)
 
 
 class SelfAttention(nn.Module):
@@ -33,35 +58,38 @@ class SelfAttention(nn.Module):
         mask: Bool[Array, "B T"],
         relative_position: Float[Array, "H T T"] | None = None,
         *,
-        train: bool,
+        dropout_key: Key[Array, ""] | None,
     ) -> Float[Array, "B T D"]:
         arch = self.arch
         heads, head_size = arch.num_attention_heads, arch.hidden_size // arch.num_attention_heads
         init = jax.nn.initializers.normal(arch.initializer_range)
 
-        def project(name: str, use_bias: bool = True) -> Float[Array, "B T H E"]:
-            dense = Dense(arch.hidden_size, self.dtype, kernel_init=init, use_bias=use_bias, lora=self.lora, name=name)
-            return dense(x).reshape(*x.shape[:2], heads, head_size)
+        def parameters(name: str, use_bias: bool = True) -> AffineParameters:
+            affine = Affine(arch.hidden_size, kernel_init=init, use_bias=use_bias, lora=self.lora, name=name)
+            return affine(x.shape[-1])
 
-        query, value = project("query"), project("value")
-        key = project("key", use_bias=arch.family is not EncoderFamily.WHISPER)
+        key_has_bias = arch.family is not EncoderFamily.WHISPER
+        maps = [parameters("query"), parameters("key", key_has_bias), parameters("value")]
+        query, key, value = (
+            y.reshape(*x.shape[:2], heads, head_size) for y in affine_maps(x, maps, self.dtype, self.lora)
+        )
         scores = products.einsum("bqhe,bkhe->bhqk", query * head_size**-0.5, key, self.dtype).astype(jnp.float32)
         if relative_position is not None:
             scores = scores + self._gate(x)[..., None] * relative_position[None]
         # A finite value: a row of padding only (all keys masked) must stay finite too.
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         shares = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        shares = nn.Dropout(arch.attention_dropout, deterministic=not train)(shares)
+        shares = dropout(shares, arch.attention_dropout, dropout_key)
         context = products.einsum("bhqk,bkhe->bqhe", shares, value, self.dtype)
         context = context.reshape(*x.shape[:2], arch.hidden_size)
-        return Dense(arch.hidden_size, self.dtype, kernel_init=init, lora=self.lora, name="output")(context)
+        return Dense(arch.hidden_size, dtype=self.dtype, kernel_init=init, lora=self.lora, name="output")(context)
 
     def _gate(self, x: Float[Array, "B T D"]) -> Float[Array, "B H T"]:
         """How much of the relative position each query takes (WavLM, Chen et al. 2022, equation 3)."""
         heads = self.arch.num_attention_heads
         parts = x.reshape(*x.shape[:2], heads, -1)
         # Eight outputs, of which each four are summed: the released weights are that way.
-        outputs = Dense(8, self.dtype, name="gate")(parts).astype(jnp.float32)
+        outputs = Dense(8, dtype=self.dtype, name="gate")(parts).astype(jnp.float32)
         update, reset = jnp.moveaxis(jax.nn.sigmoid(outputs.reshape(*outputs.shape[:-1], 2, 4).sum(-1)), -1, 0)
         scale = self.param("gate_scale", jax.nn.initializers.ones, (heads,))
         return (update * (reset * scale[None, None] - 1.0) + 2.0).swapaxes(1, 2)
@@ -75,14 +103,13 @@ class FeedForward(nn.Module):
     lora: Lora | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], *, train: bool) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], *, dropout_key: Key[Array, ""] | None) -> Float[Array, "B T D"]:
         arch = self.arch
         init = jax.nn.initializers.normal(arch.initializer_range)
-        x = Dense(arch.intermediate_size, self.dtype, kernel_init=init, lora=self.lora, name="intermediate")(x)
+        x = Dense(arch.intermediate_size, dtype=self.dtype, kernel_init=init, lora=self.lora, name="intermediate")(x)
         x = activation(arch.hidden_act)(x)
-        x = nn.Dropout(arch.activation_dropout, deterministic=not train)(x)
-        x = Dense(arch.hidden_size, self.dtype, kernel_init=init, lora=self.lora, name="output")(x)
-        return nn.Dropout(arch.hidden_dropout, deterministic=not train)(x)
+        x = dropout(x, arch.activation_dropout, dropout_key)
+        return Dense(arch.hidden_size, dtype=self.dtype, kernel_init=init, lora=self.lora, name="output")(x)
 
 
 class EncoderLayer(nn.Module):
@@ -103,16 +130,23 @@ class EncoderLayer(nn.Module):
         mask: Bool[Array, "B T"],
         relative_position: Float[Array, "H T T"] | None = None,
         *,
-        train: bool,
+        dropout_keys: DropoutKeys | None = None,
     ) -> Float[Array, "B T D"]:
-        arch = self.arch
+        arch, keys = self.arch, dropout_keys or DropoutKeys()
         attention = SelfAttention(arch, self.dtype, self.lora, name="attention")
         feed_forward = FeedForward(arch, self.dtype, self.lora, name="feed_forward")
-        attention_norm = layer_norm("attention_norm", self.dtype, arch.layer_norm_eps)
-        feed_forward_norm = layer_norm("feed_forward_norm", self.dtype, arch.layer_norm_eps)
-        dropout = nn.Dropout(arch.hidden_dropout, deterministic=not train)
+        attention_norm = LayerNorm(self.dtype, arch.layer_norm_eps, name="attention_norm")
+        feed_forward_norm = LayerNorm(self.dtype, arch.layer_norm_eps, name="feed_forward_norm")
+
+        def attend(x: Array) -> Array:
+            y = attention(x, mask, relative_position, dropout_key=keys.shares)
+            return dropout(y, arch.hidden_dropout, keys.attention)
+
+        def feed(x: Array) -> Array:
+            return dropout(feed_forward(x, dropout_key=keys.activations), arch.hidden_dropout, keys.feed_forward)
+
         if arch.pre_norm:
-            x = x + dropout(attention(attention_norm(x), mask, relative_position, train=train))
-            return x + feed_forward(feed_forward_norm(x), train=train)
-        x = attention_norm(x + dropout(attention(x, mask, relative_position, train=train)))
-        return feed_forward_norm(x + feed_forward(x, train=train))
+            x = x + attend(attention_norm(x))
+            return x + feed(feed_forward_norm(x))
+        x = attention_norm(x + attend(x))
+        return feed_forward_norm(x + feed(x))

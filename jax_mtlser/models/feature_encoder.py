@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_mtlser.architecture import FeatureNorm, Wav2Vec2Architecture
 from jax_mtlser.models import products
-from jax_mtlser.models.layers import Dense, activation, frame_mask, layer_norm
+from jax_mtlser.models.layer_norm import LayerNorm
+from jax_mtlser.models.layers import Dense, activation, frame_mask
 
 __all__ = ["Conv", "FeatureEncoder", "FeatureProjection", "TimeGroupNorm"]
 
@@ -109,7 +110,7 @@ class FeatureEncoder(nn.Module):
             x = Conv(channels, width, stride, arch.conv_bias, self.dtype, name=f"conv_{layer}")(x)
             lengths = (lengths - width) // stride + 1
             if arch.feat_extract_norm is FeatureNorm.LAYER:
-                x = layer_norm(f"norm_{layer}", self.dtype)(x)
+                x = LayerNorm(self.dtype, name=f"norm_{layer}")(x)
             elif layer == 0:
                 mask = frame_mask(lengths, x.shape[1])
                 x = TimeGroupNorm(self.dtype, name="norm_0")(x, jnp.ones_like(mask) if self.hf_compat else mask)
@@ -149,8 +150,8 @@ class FeatureProjection(nn.Module):
         uniform = _symmetric_uniform(bound)
         x = features
         if self.arch.feat_proj_layer_norm:
-            x = layer_norm("norm", self.dtype, self.arch.layer_norm_eps)(x)
-        x = Dense(self.arch.hidden_size, self.dtype, kernel_init=uniform, bias_init=uniform, name="projection")(x)
+            x = LayerNorm(self.dtype, self.arch.layer_norm_eps, name="norm")(x)
+        x = Dense(self.arch.hidden_size, dtype=self.dtype, kernel_init=uniform, bias_init=uniform, name="projection")(x)
         return nn.Dropout(self.arch.feat_proj_dropout, deterministic=not train)(x)
 
 

@@ -2,17 +2,30 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_mtlser.models import products
 
-__all__ = ["LORA_PARAMETERS", "Dense", "Lora", "activation", "frame_mask", "layer_norm", "masked_mean", "standardised"]
+__all__ = [
+    "LORA_PARAMETERS",
+    "Affine",
+    "AffineParameters",
+    "Dense",
+    "Lora",
+    "activation",
+    "affine_maps",
+    "dropout",
+    "frame_mask",
+    "masked_mean",
+]
 
 LORA_PARAMETERS = ("lora_down", "lora_up")
 
@@ -35,16 +48,52 @@ class Lora:
         return self.alpha / self.rank
 
 
-class Dense(nn.Module):
-    """Affine map of the last axis; parameters in float32, product in ``dtype``.
+@flax.struct.dataclass
+class AffineParameters:
+    """Of one affine map, float32.
+
+    Attributes:
+        kernel: [I, O].
+        bias: [O], or None.
+        lora_down, lora_up: [I, R] and [R, O] of the adapter, or None.
+    """
+
+    kernel: Array
+    bias: Array | None
+    lora_down: Array | None
+    lora_up: Array | None
+
+
+class Affine(nn.Module):
+    """The parameters of an affine map, for callers that compute with those of several maps at once.
 
     Attributes:
         features: output width.
-        dtype: compute type.
         kernel_init: initialiser of the kernel ``[I, O]``; the bias starts at zero unless ``bias_init`` is given.
         use_bias: add a bias.
         lora: adapter beside the kernel; it starts as zero, so it changes nothing before training.
     """
+
+    features: int
+    kernel_init: jax.nn.initializers.Initializer = jax.nn.initializers.normal(0.02)
+    bias_init: jax.nn.initializers.Initializer = jax.nn.initializers.zeros
+    use_bias: bool = True
+    lora: Lora | None = None
+
+    @nn.compact
+    def __call__(self, inputs: int) -> AffineParameters:
+        kernel = self.param("kernel", self.kernel_init, (inputs, self.features))
+        bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
+        if self.lora is None:
+            return AffineParameters(kernel, bias, None, None)
+        uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        down = self.param("lora_down", uniform, (inputs, self.lora.rank))
+        up = self.param("lora_up", jax.nn.initializers.zeros, (self.lora.rank, self.features))
+        return AffineParameters(kernel, bias, down, up)
+
+
+class Dense(nn.Module):
+    """Affine map of the last axis; parameters in float32, product in ``dtype``. Its fields are :class:`Affine`'s."""
 
     features: int
     dtype: DTypeLike = jnp.float32
@@ -55,32 +104,54 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
-        inputs = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (inputs, self.features))
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,))
-            y = products.affine(x, kernel, bias, self.dtype)
-        else:
-            y = products.matmul(x, kernel, self.dtype)
-        if self.lora is None:
-            return y
-        uniform = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        down = self.param("lora_down", uniform, (inputs, self.lora.rank))
-        up = self.param("lora_up", jax.nn.initializers.zeros, (self.lora.rank, self.features))
-        low = products.matmul(products.matmul(x, down, self.dtype), up, self.dtype)
-        return y + low * jnp.asarray(self.lora.scale, low.dtype)
+        affine = Affine(self.features, self.kernel_init, self.bias_init, self.use_bias, self.lora)
+        nn.share_scope(self, affine)
+        return affine_maps(x, [affine(x.shape[-1])], self.dtype, self.lora)[0]
 
 
-def layer_norm(name: str, dtype: DTypeLike, epsilon: float = 1e-5) -> nn.LayerNorm:
-    """LayerNorm over channels with float32 statistics and the exact two-pass variance."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+def affine_maps(
+    x: Float[Array, "*batch I"], maps: Sequence[AffineParameters], dtype: DTypeLike, lora: Lora | None = None
+) -> list[Float[Array, "*batch O"]]:
+    """Several affine maps of the same input; their kernels side by side make one product.
+
+    Args:
+        x: the input.
+        maps: all without or all with an adapter.
+        dtype: compute type.
+        lora: of the adapters.
+    """
+    if len(maps) > 1 and not products.is_plain():
+        widths = [each.kernel.shape[1] for each in maps]
+        kernel = jnp.concatenate([each.kernel for each in maps], axis=1)
+        biases = [
+            jnp.zeros(width) if each.bias is None else each.bias for each, width in zip(maps, widths, strict=True)
+        ]
+        joined = products.affine(x, kernel, jnp.concatenate(biases), dtype)
+        outputs = jnp.split(joined, np.cumsum(widths)[:-1].tolist(), axis=-1)
+    else:
+        outputs = [
+            products.matmul(x, each.kernel, dtype)
+            if each.bias is None
+            else products.affine(x, each.kernel, each.bias, dtype)
+            for each in maps
+        ]
+    if lora is None:
+        return outputs
+    for index, each in enumerate(maps):
+        assert each.lora_down is not None
+        assert each.lora_up is not None
+        low = products.matmul(products.matmul(x, each.lora_down, dtype), each.lora_up, dtype)
+        outputs[index] = outputs[index] + low * jnp.asarray(lora.scale, low.dtype)
+    return outputs
 
 
-def standardised(x: Float[Array, "*batch D"], epsilon: float = 1e-5) -> Float[Array, "*batch D"]:
-    """LayerNorm without parameters: zero mean and unit variance over channels, in float32."""
-    x = x.astype(jnp.float32)
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
+def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
+    """Zero a share of the entries at random and scale the others up; nothing without a key."""
+    if key is None or rate == 0:
+        return x
+    # One factor: a select and a division would be two passes over the gradient.
+    factor = jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), jnp.float32(1 / (1 - rate)), 0.0)
+    return (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
 def activation(name: str) -> Callable[[Array], Array]:

@@ -1,7 +1,8 @@
 """The four-task model: one encoder, four heads."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -11,8 +12,9 @@ from jaxtyping import Array, Float, Int
 from jax_mtlser.architecture import EncoderArchitecture
 from jax_mtlser.config import HeadInput
 from jax_mtlser.models.gradient_scale import scale_gradient
-from jax_mtlser.models.heads import Head
-from jax_mtlser.models.layers import masked_mean, standardised
+from jax_mtlser.models.heads import Head, HeadInputs, logits, utterance_logits
+from jax_mtlser.models.layer_norm import standardised
+from jax_mtlser.models.layers import masked_mean
 from jax_mtlser.models.speech_encoder import speech_encoder
 from jax_mtlser.models.transformer import EncoderOptions, EncoderOutput
 
@@ -103,39 +105,46 @@ class MultitaskModel(nn.Module):
         encoded: EncoderOutput,
         *,
         train: bool,
-        tasks: Sequence[str] = TASKS,
+        copies: Mapping[str, EncoderOutput] | None = None,
         gradient_factors: Mapping[str, Array] | None = None,
     ) -> MultitaskOutput:
-        """Logits of some or all heads.
+        """Logits of all heads.
 
         Args:
             encoded: from :meth:`encode`.
             train: switches on dropout.
-            tasks: the others are None.
+            copies: the same by task, where each is to have a gradient of its own.
             gradient_factors: by task, what its gradient is multiplied by on its way into the encoder; tasks without
                 one have 1.
         """
-        frames, mask = encoded.frames, encoded.mask
-        pooled = masked_mean(frames, mask)
-        frames_read: Array | list[Array] = frames
-        pooled_read: Array | list[Array] = pooled
+
+        shared = self._frames_and_means(encoded)
+
+        def inputs(task: str) -> HeadInputs:
+            frames, means = shared if copies is None else self._frames_and_means(copies[task])
+            x = frames if task == "asr" else means
+            if gradient_factors and task in gradient_factors:
+                x = jax.tree.map(lambda layer: scale_gradient(layer, gradient_factors[task]), x)
+            return getattr(self, f"{task}_head")(x, train=train)
+
+        tasks = [task for task in ("emotion", "gender", "speaker") if getattr(self.sizes, task)]
+        classes = dict(zip(tasks, utterance_logits([inputs(task) for task in tasks]), strict=True))
+        return MultitaskOutput(
+            emotion=classes.get("emotion"),
+            gender=classes.get("gender"),
+            speaker=classes.get("speaker"),
+            asr=logits(inputs("asr")) if self.sizes.asr else None,
+            frame_lengths=encoded.lengths,
+            embedding=masked_mean(encoded.frames, encoded.mask),
+        )
+
+    def _frames_and_means(self, encoded: EncoderOutput) -> tuple[Any, Any]:
+        """What the heads read of every frame, and of utterances: one array, or one for each layer."""
+        frames: Array | list[Array] = encoded.frames
         if self.head_input is HeadInput.WEIGHTED_SUM:
             assert encoded.hidden_states is not None
             # The last layer as the encoder gives it: behind the final norm, where there is one. All on one scale:
             # in some encoders a few channels of some layers are hundreds of times larger than everything else, and
             # neither the layers' weights nor a head's kernel could learn beside them.
-            frames_read = [standardised(layer) for layer in (*encoded.hidden_states[:-1], frames)]
-            pooled_read = [masked_mean(layer, mask) for layer in frames_read]
-
-        def logits(task: str) -> Array | None:
-            head = getattr(self, f"{task}_head")
-            if head is None or task not in tasks:
-                return None
-            x = frames_read if task == "asr" else pooled_read
-            if gradient_factors and task in gradient_factors:
-                x = jax.tree.map(lambda layer: scale_gradient(layer, gradient_factors[task]), x)
-            return head(x, train=train)
-
-        return MultitaskOutput(
-            **{task: logits(task) for task in TASKS}, frame_lengths=encoded.lengths, embedding=pooled
-        )
+            frames = [standardised(layer) for layer in (*encoded.hidden_states[:-1], encoded.frames)]
+        return frames, jax.tree.map(lambda layer: masked_mean(layer, encoded.mask), frames)

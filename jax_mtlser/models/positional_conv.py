@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from jax_mtlser.architecture import Wav2Vec2Architecture
 from jax_mtlser.models import products
-from jax_mtlser.models.layers import activation, standardised
+from jax_mtlser.models.layer_norm import standardised
+from jax_mtlser.models.layers import activation
 
 __all__ = ["PositionalConv", "PositionalConvStack"]
 

@@ -32,6 +32,7 @@ _MIN_CHUNK_WIDTH = 32
 class _Formulation:
     platform: str | None = None
     plain: bool = False
+    batched: bool = False
 
 
 _BY_BACKEND = _Formulation()
@@ -39,15 +40,16 @@ _chosen: contextvars.ContextVar[_Formulation] = contextvars.ContextVar("formulat
 
 
 @contextlib.contextmanager
-def formulation(*, platform: str | None = None, plain: bool = False) -> Iterator[None]:
+def formulation(*, platform: str | None = None, plain: bool = False, batched: bool = False) -> Iterator[None]:
     """Choose how everything traced inside is computed. What was traced before (``jit``) stays as it was.
 
     Args:
         platform: compile for this one (``cpu``, ``gpu``, ``tpu``); None for the block around, or the default backend.
         plain: textbook formulas, differentiated automatically; True also when the block around says so.
+        batched: a ``vmap`` around what is traced turns every product into a batched one; inherited likewise.
     """
     around = _chosen.get()
-    token = _chosen.set(_Formulation(platform or around.platform, plain or around.plain))
+    token = _chosen.set(_Formulation(platform or around.platform, plain or around.plain, batched or around.batched))
     try:
         yield
     finally:
@@ -119,7 +121,7 @@ def _accumulate(spec: str, left: Array, right: Array) -> Array:
     if left.dtype == jnp.float32:
         # HIGHEST: without it, GPUs and TPUs compute float32 products with TF32 or bfloat16 operands.
         return jnp.einsum(spec, left, right, precision=lax.Precision.HIGHEST)
-    if _on_cpu() and len(spec) > len("ri,io->ro"):
+    if _on_cpu() and (_chosen.get().batched or len(spec) > len("ri,io->ro")):
         # XLA's CPU backend does not run every batched bfloat16 product with a float32 result ("Unsupported element
         # type for DotThunk"). Products of bfloat16 values are exact in float32, so this computes the same.
         left, right = left.astype(jnp.float32), right.astype(jnp.float32)
@@ -133,7 +135,7 @@ def _transposed(x: Float[Array, "R I"]) -> Float[Array, "I R"]:
     it would take four times as long. It folds a plain transpose into the product; this one it cannot.
     """
     rows, columns = x.shape
-    if x.dtype != jnp.float32 and _on_cpu():
+    if x.dtype != jnp.float32 and _on_cpu() and not _chosen.get().batched:
         for part in (2, 3, 5, 7, 11, 13):
             if rows % part == 0:
                 return jnp.transpose(x.reshape(rows // part, part, columns), (2, 0, 1)).reshape(columns, rows)

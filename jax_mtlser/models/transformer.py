@@ -1,6 +1,7 @@
 """The stack of transformer layers that all encoders share, and what every encoder takes and gives."""
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
 from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily
-from jax_mtlser.models.attention import EncoderLayer
-from jax_mtlser.models.layers import Lora, frame_mask, layer_norm
+from jax_mtlser.models.attention import DropoutKeys, EncoderLayer
+from jax_mtlser.models.layer_norm import LayerNorm
+from jax_mtlser.models.layers import Lora, frame_mask
 
 __all__ = ["EncoderOptions", "EncoderOutput", "Transformer"]
 
@@ -62,7 +64,7 @@ class EncoderOutput:
 class Transformer(nn.Module):
     """Dropout, layers with LayerDrop, and the norm before (post-LN) or behind (pre-LN) them.
 
-    Every layer's dropout follows from its number, so that ``remat`` and ``scan_layers`` change no result.
+    Random numbers of all layers are drawn ahead, so that ``remat`` and ``scan_layers`` change no result.
 
     Attributes:
         arch: shape and regularisation.
@@ -84,7 +86,7 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[Array, ...] | None]:
         """The last hidden state, and all of them on request (see :class:`EncoderOutput`)."""
         arch, options = self.arch, self.options
-        norm = layer_norm("norm", options.dtype, arch.layer_norm_eps)
+        norm = LayerNorm(options.dtype, arch.layer_norm_eps, name="norm")
         if not arch.pre_norm:
             x = norm(x)
         x = nn.Dropout(arch.hidden_dropout, deterministic=not train)(x)
@@ -92,7 +94,7 @@ class Transformer(nn.Module):
         if self.is_initializing():
             for index in range(arch.num_hidden_layers):
                 layer = EncoderLayer(arch, options.dtype, options.lora, name=f"layer_{index}")
-                x = layer(x, mask, relative_position, train=False)
+                x = layer(x, mask, relative_position)
                 hidden_states.append(x)
         else:
             x, outputs = self._run_layers(x, mask, relative_position, train, output_hidden_states)
@@ -107,37 +109,37 @@ class Transformer(nn.Module):
         arch, options = self.arch, self.options
         # Detached from this module and applied as a function, so that it can be looped over and recomputed.
         layer = EncoderLayer(arch, options.dtype, options.lora, parent=None)
+        count = arch.num_hidden_layers
         drops = max(arch.hidden_dropout, arch.attention_dropout, arch.activation_dropout) > 0
-        dropout_key = self.make_rng("dropout") if train and drops else None
-        layerdrop_key = self.make_rng("layerdrop") if train and arch.layerdrop > 0 else None
+        keys = DropoutKeys.draw(self.make_rng("dropout"), count) if train and drops else None
+        skipped = _skipped_layers(self.make_rng("layerdrop"), arch) if train and arch.layerdrop > 0 else None
 
-        def run(x: Array, params: Any, index: Any) -> Array:
-            rngs = None if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, index)}
-            y: Any = layer.apply({"params": params}, x, mask, relative_position, train=train, rngs=rngs)
-            return y if layerdrop_key is None else _layerdrop(layerdrop_key, arch, x, y, index)
+        def run(x: Array, params: Any, keys: DropoutKeys | None, skipped: Array | None) -> Array:
+            y: Any = layer.apply({"params": params}, x, mask, relative_position, dropout_keys=keys)
+            # A select, not a branch: under vmap over members each member drops its own layers.
+            return y if skipped is None else jnp.where(skipped, x, y)
 
         step: Callable[..., Array] = jax.checkpoint(run) if options.remat else run
-        every = [self.variables["params"][f"layer_{index}"] for index in range(arch.num_hidden_layers)]
+        every = [self.variables["params"][f"layer_{index}"] for index in range(count)]
         if not options.scan_layers:
             outputs = []
             for index, params in enumerate(every):
-                x = step(x, params, index)
+                x = step(x, params, *jax.tree.map(operator.itemgetter(index), (keys, skipped)))
                 outputs.append(x)
             return x, outputs
 
-        def scanned(x: Array, layer_of: tuple[Any, Array]) -> tuple[Array, Array | None]:
+        def scanned(x: Array, layer_of: tuple[Any, ...]) -> tuple[Array, Array | None]:
             x = step(x, *layer_of)
             return x, x if keep_outputs else None
 
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
-        x, kept = jax.lax.scan(scanned, x, (stacked, jnp.arange(arch.num_hidden_layers)))
+        x, kept = jax.lax.scan(scanned, x, (stacked, keys, skipped))
         return x, [] if kept is None else list(kept)
 
 
-def _layerdrop(key: Key[Array, ""], arch: EncoderArchitecture, x: Array, y: Array, index: Any) -> Array:
-    """Keep the layer's input instead of its output, at random for the whole batch."""
-    dropped = jax.random.bernoulli(jax.random.fold_in(key, index), arch.layerdrop)
+def _skipped_layers(key: Key[Array, ""], arch: EncoderArchitecture) -> Bool[Array, " layers"]:
+    """Layers whose output is their input, drawn for the whole batch (LayerDrop)."""
+    skipped = jax.random.bernoulli(key, arch.layerdrop, (arch.num_hidden_layers,))
     if arch.family is EncoderFamily.WAVLM:
-        dropped = dropped & (index > 0)  # the reference never skips the layer that owns the position table
-    # A select, not a branch: under vmap over members each member drops its own layers.
-    return jnp.where(dropped, x, y)
+        skipped = skipped.at[0].set(False)  # the reference never skips the layer that owns the position table
+    return skipped

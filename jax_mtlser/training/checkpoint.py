@@ -1,8 +1,9 @@
 """Checkpoints of a training and the model that comes out of it: the only place that imports Orbax.
 
 A checkpoint has three items: ``params`` (so that nobody needs the optimizer to evaluate), ``optimizer`` (its state,
-the step and what the weighting method remembers) and ``progress`` (JSON). Orbax writes in the background and renames
-a finished checkpoint into place, so one that was cut short is never seen.
+the step and what the weighting method remembers) and ``progress`` (JSON). Parameters are kept as the step holds
+them, in stacks. Orbax writes in the background and renames a finished checkpoint into place, so one that was cut
+short is never seen.
 """
 
 import dataclasses
@@ -65,7 +66,7 @@ class TrainingCheckpoints:
         """
         self._kept.best_step = progress.get("best_step")
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
+            params=ocp.args.StandardSave(_parameters(state)),
             optimizer=ocp.args.StandardSave(_optimizer(state)),
             progress=ocp.args.JsonSave(progress),
         )
@@ -84,7 +85,7 @@ class TrainingCheckpoints:
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(like.params)),
+                params=ocp.args.StandardRestore(_abstract(_parameters(like))),
                 optimizer=ocp.args.StandardRestore(_abstract(_optimizer(like))),
                 progress=ocp.args.JsonRestore(),
             ),
@@ -92,16 +93,16 @@ class TrainingCheckpoints:
         state = dataclasses.replace(
             like,
             step=items.optimizer["step"],
-            params=items.params,
             opt_state=items.optimizer["opt_state"],
             weighting=items.optimizer.get("weighting", like.weighting),
+            **items.params,
         )
         return Restored(state, items.progress)
 
-    def restore_params(self, step: int, like: Any) -> Any:
-        """The parameters saved at a step."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(like)))
-        return self._manager.restore(step, args=args).params
+    def restore_params(self, step: int, like: TrainState) -> Any:
+        """The model's parameters as saved at a step."""
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(_parameters(like))))
+        return dataclasses.replace(like, **self._manager.restore(step, args=args).params).params
 
     def wait(self) -> None:
         """Return when everything that was handed to :meth:`save` is on disk."""
@@ -145,6 +146,10 @@ def load_model(folder: Path, like: Any) -> Any:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(like)))
         return checkpointer.restore(folder.resolve(), args=args).params
+
+
+def _parameters(state: TrainState) -> dict[str, Any]:
+    return {"stacks": state.stacks, "frozen": state.frozen}
 
 
 def _optimizer(state: TrainState) -> dict[str, Any]:

@@ -240,11 +240,13 @@ class _Run:
         self.checkpoints.save(state, progress.saved())
 
     def _selected(self, state: TrainState) -> Trained:
-        params, epoch = state.params, self.config.epochs
+        epoch = self.config.epochs
         if self.config.selection is Selection.BEST_VALIDATION and self.progress.best_step != self.progress.step:
             self.checkpoints.wait()
-            params = self.checkpoints.restore_params(self.progress.best_step, state.params)
+            params = self.checkpoints.restore_params(self.progress.best_step, state)
             epoch = self.progress.best_epoch
+        else:
+            params = state.params
         rate = self.audio_seconds / self.seconds if self.seconds else 0.0
         return Trained(params, epoch, self.seconds, rate)
 

@@ -14,7 +14,7 @@ from jax_mtlser.architecture import EncoderArchitecture
 from jax_mtlser.config import Freeze, LearningRateSchedule, OptimizerConfig
 from jax_mtlser.models.layers import LORA_PARAMETERS
 
-__all__ = ["Rates", "Trainable", "apply_rates", "gradient_transform", "merge", "schedule", "split"]
+__all__ = ["Rates", "Trainable", "gradient_transform", "merge", "schedule", "split"]
 
 Params = Any
 
@@ -99,7 +99,7 @@ def merge(trainable: Params, frozen: Params) -> Params:
 
 
 def gradient_transform(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW up to the learning rate, which :func:`apply_rates` multiplies in."""
+    """AdamW up to the learning rate, which :meth:`~jax_mtlser.training.stacks.Layout.scaled` multiplies in."""
     decayed = None if config.decay_biases_and_norms else functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
     parts = [
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
@@ -123,14 +123,3 @@ def schedule(step: Int[Array, ""], rates: Rates, shape: LearningRateSchedule) ->
             return warm * left
         case LearningRateSchedule.COSINE:
             return warm * 0.5 * (1.0 - jnp.cos(jnp.pi * left))
-
-
-def apply_rates(updates: Params, rates: Rates, share: Float[Array, ""], which: Trainable) -> Params:
-    """Turn AdamW's direction into a step: minus the parameter's learning rate times the direction."""
-
-    def scaled(path: tuple[Any, ...], update: Array) -> Array:
-        if path[0].key != "encoder":
-            return -share * rates.heads * update
-        return -share * rates.encoder * rates.layer_decay ** which.layers_above(path) * update
-
-    return jax.tree_util.tree_map_with_path(scaled, updates)

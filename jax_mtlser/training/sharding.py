@@ -15,26 +15,35 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax_mtlser.config import ConfigError
 from jax_mtlser.data.batch_plan import Buckets
 from jax_mtlser.data.batches import Batch
+from jax_mtlser.training.population import population_step, stack_members, take_member
 from jax_mtlser.training.step import StepSpec, TrainState, create_state, eval_step, train_step
 
 __all__ = ["CompiledSteps", "make_mesh"]
 
 
-def make_mesh(data_devices: int = 0) -> Mesh:
-    """The mesh of ``(member, data)``; one member, its batches shared by ``data_devices`` (0: all) devices.
+def make_mesh(data_devices: int = 0, member_devices: int = 1) -> Mesh:
+    """The mesh of ``(member, data)``.
+
+    Args:
+        data_devices: devices that share a member's batches; 0: all that there are for it.
+        member_devices: devices that share the members of a population.
 
     Raises:
         ConfigError: fewer devices than asked for.
     """
     devices = jax.devices()
-    if data_devices > len(devices):
+    count = data_devices or max(len(devices) // member_devices, 1)
+    if count * member_devices > len(devices):
         raise ConfigError(
-            f"training.data_devices is {data_devices}; this machine has {len(devices)} ({devices[0].platform})"
+            f"training.data_devices is {data_devices} and training.member_devices {member_devices}; this machine has "
+            f"{len(devices)} devices ({devices[0].platform}), and each member's share needs its own"
         )
-    count = data_devices or len(devices)
     # Auto: with the default, Explicit, sharding becomes part of types, and dropout and CTC do not trace.
     return jax.make_mesh(
-        (1, count), ("member", "data"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices[:count]
+        (member_devices, count),
+        ("member", "data"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices[: count * member_devices],
     )
 
 
@@ -43,11 +52,15 @@ class CompiledSteps:
 
     Attributes:
         mesh: devices.
-        replicated, by_row: shardings of state and of batches.
+        members: trainings in one step; with several, states, training batches and knobs have a leading axis for them.
+        replicated, by_row: shardings of one member's state and of its batches.
+        by_member, by_member_and_row: the same for a population.
         seconds: compilation time of each (name, bucket).
     """
 
-    def __init__(self, spec: StepSpec, buckets: Buckets, mesh: Mesh, *, resident_samples: int | None) -> None:
+    def __init__(
+        self, spec: StepSpec, buckets: Buckets, mesh: Mesh, *, resident_samples: int | None, members: int = 1
+    ) -> None:
         """Describe the programs; nothing is compiled yet.
 
         Args:
@@ -55,15 +68,20 @@ class CompiledSteps:
             buckets: the shapes.
             mesh: devices.
             resident_samples: length of the corpus on the accelerator; None when batches bring their samples.
+            members: trainings in one step.
         """
-        self.spec, self.buckets, self.mesh = spec, buckets, mesh
+        self.spec, self.buckets, self.mesh, self.members = spec, buckets, mesh, members
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.by_row = NamedSharding(mesh, PartitionSpec("data"))
+        self.by_member = NamedSharding(mesh, PartitionSpec("member"))
+        self.by_member_and_row = NamedSharding(mesh, PartitionSpec("member", "data"))
         self.seconds: dict[tuple[str, int], float] = {}
         self._resident_samples = resident_samples
         self._state_shapes: TrainState | None = None
         self._programs: dict[tuple[str, int], Any] = {}
         self.init_state = jax.jit(functools.partial(create_state, spec), out_shardings=self.replicated)
+        self.together = jax.jit(stack_members, out_shardings=self.by_member)
+        self.member_of = jax.jit(take_member, out_shardings=self.replicated)
 
     def init_params(self, seed: int) -> Any:
         """Random parameters, made on the devices."""
@@ -77,11 +95,15 @@ class CompiledSteps:
         return init(jax.random.key(seed))
 
     def state_shapes(self) -> TrainState:
-        """Shape, type and sharding of every array of a state: what is compiled for and what is restored."""
+        """Shape, type and sharding of every array of one member's state: what is restored."""
         if self._state_shapes is None:
             shapes = jax.eval_shape(lambda: self.init_state(self.init_params(0), 0))
             self._state_shapes = self._replicated_shapes(shapes)
         return self._state_shapes
+
+    def params_shapes(self) -> Any:
+        """Shape, type and sharding of the model's parameters."""
+        return self._replicated_shapes(jax.eval_shape(lambda state: state.params, self.state_shapes()))
 
     def compile(
         self,
@@ -93,7 +115,7 @@ class CompiledSteps:
         """Compile every program that is not compiled yet, two at a time.
 
         Args:
-            knobs: their values do not matter; not used for ``eval``.
+            knobs: of one member; their values do not matter; not used for ``eval``.
             names: ``train``, ``eval`` or both.
             progress: called with (name, bucket, seconds) after each program.
         """
@@ -123,23 +145,37 @@ class CompiledSteps:
         Args:
             name: ``train`` or ``eval``.
             bucket: its shape.
-            knobs: their values do not matter; not used for ``eval``.
+            knobs: of one member; their values do not matter; not used for ``eval``.
         """
         state, batch, bound = self.state_shapes(), self._batch_shapes(bucket), self.buckets.bounds[bucket]
+        knobs = self._replicated_shapes(knobs)
         corpus = jax.ShapeDtypeStruct((self._resident_samples or 1,), jnp.int16, sharding=self.replicated)
-        if name == "train":
+        if name == "train" and self.members == 1:
             function = functools.partial(train_step, self.spec, bound)
             jitted = jax.jit(function, donate_argnums=0, out_shardings=self.replicated)
-            return jitted.lower(state, batch, self._replicated_shapes(knobs), corpus)
+            return jitted.lower(state, batch, knobs, corpus)
+        if name == "train":
+            function = functools.partial(population_step, self.spec, bound)
+            jitted = jax.jit(function, donate_argnums=0, out_shardings=self.by_member)
+            batches = self._for_each_member(batch, self.by_member_and_row)
+            return jitted.lower(
+                self._for_each_member(state, self.by_member),
+                batches,
+                self._for_each_member(knobs, self.by_member),
+                corpus,
+            )
         jitted = jax.jit(functools.partial(eval_step, self.spec, bound), out_shardings=self.replicated)
-        return jitted.lower(state.params, batch, corpus)
+        return jitted.lower(self.params_shapes(), batch, corpus)
 
     def program(self, name: str, bucket: int) -> Any:
         """A compiled program, for what XLA says about it."""
         return self._programs[name, bucket]
 
     def train(self, bucket: int, *args: Any) -> Any:
-        """Run the bucket's :func:`train_step` on ``(state, batch, knobs, corpus)``; the state is donated."""
+        """Run the bucket's :func:`train_step`, or :func:`population_step`, on ``(state, batch, knobs, corpus)``.
+
+        The state is donated.
+        """
         return self._programs["train", bucket](*args)
 
     def evaluate(self, bucket: int, *args: Any) -> Any:
@@ -155,12 +191,21 @@ class CompiledSteps:
         """Move a batch to the devices, rows divided among them."""
         return jax.device_put(batch, self.by_row)
 
+    def put_batches(self, batches: Sequence[Batch]) -> Batch:
+        """Move the batches of a population's members to the devices."""
+        return jax.device_put(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), self.by_member_and_row)
+
     def put(self, tree: Any) -> Any:
         """Move a tree to every device."""
         return jax.device_put(tree, self.replicated)
 
     def _replicated_shapes(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
+
+    def _for_each_member(self, shapes: Any, sharding: NamedSharding) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self.members, *x.shape), x.dtype, sharding=sharding), shapes
+        )
 
     def _batch_shapes(self, bucket: int) -> Batch:
         rows, width = self.buckets.batch_sizes[bucket], self.buckets.transcript_widths[bucket]

@@ -20,13 +20,13 @@ from jax_mtlser.training.losses import TASKS, LossSums, ctc_feasible, task_losse
 from jax_mtlser.training.optimizer import (
     Rates,
     Trainable,
-    apply_rates,
     gradient_transform,
     merge,
     schedule,
     split,
 )
-from jax_mtlser.training.task_gradients import Objective, Seen
+from jax_mtlser.training.stacks import Layout, Stacks
+from jax_mtlser.training.task_gradients import Choose, Objective, Seen
 from jax_mtlser.training.weighting import BatchView, Coefficients, Weighting, WeightingKnobs, WeightingState
 
 __all__ = [
@@ -51,17 +51,31 @@ class TrainState:
 
     Attributes:
         step: int32, optimizer steps taken.
-        params: the model's parameters, float32.
-        opt_state: of the trainable parameters.
+        stacks: the trainable parameters, float32, as they are optimised.
+        frozen: all others, in the model's tree, with None for the trainable ones.
+        opt_state: of the stacks.
         weighting: what the weighting method remembers.
         key: typed random key of the run; never changed, steps fold their number into it.
+        layout: which parameter lies where in the stacks.
     """
 
     step: Array
-    params: Any
+    stacks: Stacks
+    frozen: Any
     opt_state: Any
     weighting: WeightingState
     key: Array
+    layout: Layout = flax.struct.field(pytree_node=False)
+
+    @property
+    def params(self) -> Any:
+        """The model's parameters: a copy, in one call, on the devices where the state is."""
+        return _params_of(self)
+
+
+@jax.jit
+def _params_of(state: TrainState) -> Any:
+    return merge(state.layout.unpack(state.stacks), state.frozen)
 
 
 @flax.struct.dataclass
@@ -182,13 +196,17 @@ class Evaluation:
 
 def create_state(spec: StepSpec, params: Any, seed: Array) -> TrainState:
     """State before the first step. ``seed`` is traced: another seed compiles nothing."""
-    trainable, _ = split(params, spec.trainable)
+    trainable, frozen = split(params, spec.trainable)
+    layout = Layout.of(trainable, spec.trainable)
+    stacks = layout.pack(trainable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=gradient_transform(spec.optimizer).init(trainable),
+        stacks=stacks,
+        frozen=frozen,
+        opt_state=gradient_transform(spec.optimizer).init(stacks),
         weighting=spec.weighting.initial_state(),
         key=jax.random.key(seed),
+        layout=layout,
     )
 
 
@@ -210,7 +228,8 @@ def train_step(
         knobs: weights and learning rates.
         corpus: the resident corpus, or one unused sample.
     """
-    trainable, frozen = split(state.params, spec.trainable)
+    layout, frozen = state.layout, state.frozen
+    trainable = layout.unpack(state.stacks)
     step_key = jax.random.fold_in(state.key, state.step)
     weighting, counts = spec.weighting, _label_counts(spec, batch)
     adversarial, factors = _reversal(knobs, state.step)
@@ -227,25 +246,33 @@ def train_step(
         counts, dict(zip(TASKS, factors, strict=True)) if knobs.reversal else {},
     )  # fmt: skip
     gradient_by = objective.split_gradient if weighting.watches_gradients else objective.joint_gradient
+
+    def gradient(part: Batch, key: Array, choose: Choose) -> tuple[Seen, Stacks]:
+        # Of the tree, not of the stacks: the gradient of a slice is a stack that is zero around it.
+        seen, gradients = gradient_by(trainable, part, key, choose)
+        return seen, layout.pack(gradients)
+
     over_parts = functools.partial(_sum_over_parts, spec.accumulation_steps, batch=batch, key=step_key)
     with products.formulation(plain=spec.plain):
         if spec.accumulation_steps > 1 and weighting.depends_on_batch:
             # Every part must be seen before one can go back, so they go forward twice.
-            means, gram = over_parts(lambda part, key: _what_decides(gradient_by(trainable, part, key, choose)[0]))
+            means, gram = over_parts(lambda part, key: _what_decides(gradient(part, key, choose)[0]))
             decided = choose(means, gram)
-            seen, gradients = over_parts(lambda part, key: gradient_by(trainable, part, key, lambda *_: decided))
+            seen, gradients = over_parts(lambda part, key: gradient(part, key, lambda *_: decided))
         else:
-            seen, gradients = over_parts(lambda part, key: gradient_by(trainable, part, key, choose))
+            seen, gradients = over_parts(lambda part, key: gradient(part, key, choose))
 
-    updates, opt_state = gradient_transform(spec.optimizer).update(gradients, state.opt_state, trainable)
-    share = schedule(state.step, knobs.rates, spec.schedule)
-    trainable = optax.apply_updates(trainable, apply_rates(updates, knobs.rates, share, spec.trainable))
-    norm = optax.tree.norm(gradients)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = gradient_transform(spec.optimizer).update(gradients, state.opt_state, state.stacks)
+        share = schedule(state.step, knobs.rates, spec.schedule)
+        stacks = optax.apply_updates(state.stacks, layout.scaled(updates, knobs.rates, share))
+        norm = optax.tree.norm(gradients)
     after = None
     if weighting.looks_back:
+        moved = layout.unpack(stacks)
         with products.formulation(plain=spec.plain):
             # With the same dropout, so that what changed is the step's doing.
-            after = over_parts(lambda part, key: objective.values(trainable, part, key)[0])
+            after = over_parts(lambda part, key: objective.values(moved, part, key)[0])
     view = BatchView(seen.means, counts, seen.gram)
     remembered = weighting.updated(memory, balanced, view, state.step, knobs.weighting, after)
     follows_knobs = spec.method is WeightingMethod.FIXED and knobs.reversal is None
@@ -257,9 +284,7 @@ def train_step(
         learning_rate=share * knobs.rates.encoder,
         finite=jnp.isfinite(seen.loss) & jnp.isfinite(norm),
     )
-    state = dataclasses.replace(
-        state, step=state.step + 1, params=merge(trainable, frozen), opt_state=opt_state, weighting=remembered
-    )
+    state = dataclasses.replace(state, step=state.step + 1, stacks=stacks, opt_state=opt_state, weighting=remembered)
     return state, metrics
 
 

@@ -104,16 +104,13 @@ class Objective:
 
         features, encoder_backward, lengths = jax.vjp(encode, trainable["encoder"], has_aux=True)
 
-        def read(heads: Any, copies: Sequence[Any]) -> tuple[Array, tuple[Array, LossSums]]:
-            logits = {}
-            for task, (frames, hidden_states) in zip(TASKS, copies, strict=True):
-                encoded = EncoderOutput(frames, lengths, hidden_states)
-                output: Any = self.model.apply(
-                    {"params": heads}, encoded, train=True, tasks=(task,), gradient_factors=self.factors,
-                    rngs=streams, method="read",
-                )  # fmt: skip
-                logits[task] = getattr(output, task)
-            sums = self.losses(dataclasses.replace(output, **logits), part)
+        def read(heads: Any, features: Sequence[Any]) -> tuple[Array, tuple[Array, LossSums]]:
+            copies = [EncoderOutput(frames, lengths, hidden_states) for frames, hidden_states in features]
+            output: Any = self.model.apply(
+                {"params": heads}, copies[0], train=True, copies=dict(zip(TASKS, copies, strict=True)),
+                gradient_factors=self.factors, rngs=streams, method="read",
+            )  # fmt: skip
+            sums = self.losses(output, part)
             means = self._means(sums)
             return jnp.sum(means), (means, sums)
 

@@ -19,13 +19,13 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "compiled_step.py"
 PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm")
 
 # wav2vec2-base in bfloat16, batch 8 x 4.5 s, with jax 0.11.2.
-MAX_KERNELS = 1_840
-MAX_KERNELS_OUTSIDE_LOOPS = 1_680
+MAX_KERNELS = 1_000
+MAX_KERNELS_OUTSIDE_LOOPS = 840
 MAX_LOOPS = 1
-MAX_F32_PRODUCTS = 13  # three for each head, one in CTC
-MAX_PRODUCTS = 295
+MAX_F32_PRODUCTS = 7  # three for speech recognition, three for the other heads together, one in CTC
+MAX_PRODUCTS = 262
 MAX_TEMPORARY_BYTES = 2.0e9
-MAX_MOVED_BYTES = 20.5e9
+MAX_MOVED_BYTES = 21.0e9
 STATE_BYTES = 94_400_000 * 3 * 4  # parameters and both moments
 
 
@@ -58,7 +58,7 @@ def test_loops(row):
 
 def test_products(row):
     assert len(row["f32_products"]) <= MAX_F32_PRODUCTS
-    assert all("_head" in name or "encoder" not in name for name in row["f32_products"])
+    assert all("encoder" not in name for name in row["f32_products"])
     assert sum(row["products"].values()) <= MAX_PRODUCTS
 
 

@@ -8,7 +8,8 @@ import pytest
 from jax_mtlser.architecture import FeatureNorm, Wav2Vec2Architecture
 from jax_mtlser.models import products
 from jax_mtlser.models.feature_encoder import FeatureEncoder, TimeGroupNorm
-from jax_mtlser.models.layers import activation
+from jax_mtlser.models.layer_norm import LayerNorm
+from jax_mtlser.models.layers import Affine, activation, affine_maps
 
 
 def _normal(*shape, seed=0):
@@ -38,6 +39,35 @@ def _assert_close(plain, fast, tolerance):
 def test_gelu(dtype, tolerance):
     x = jnp.concatenate([jnp.linspace(-30, 30, 301), jnp.array([0.0, -1e-30, 88.0, -88.0])]).astype(dtype)
     _assert_close(*_both(activation("gelu"), x), tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 2**-7)])
+def test_normalisation_over_channels(dtype, tolerance):
+    module, x = LayerNorm(dtype), (3 * _normal(2, 5, 16) + 1).astype(dtype)
+    params = {"scale": _normal(16, seed=1), "bias": _normal(16, seed=2)}
+    plain, fast = _both(lambda p, x: module.apply({"params": p}, x), params, x)
+    _assert_close(plain, fast, tolerance)
+    if dtype == jnp.float32:
+        z = np.asarray((x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5))
+        np.testing.assert_allclose(
+            fast[0], z * np.asarray(params["scale"])[None, None] + params["bias"][None, None], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-7)])
+def test_several_affine_maps_as_one_product(dtype, tolerance):
+    maps = [Affine(width, use_bias=bias) for width, bias in ((4, True), (6, False), (4, True))]
+    params = [each.init(jax.random.key(seed), 8) for seed, each in enumerate(maps)]
+    x = _normal(2, 3, 8).astype(dtype)
+
+    def outputs(params, x):
+        return jnp.concatenate(
+            affine_maps(x, [each.apply(p, 8) for each, p in zip(maps, params, strict=True)], dtype), axis=-1
+        )
+
+    plain, fast = _both(outputs, params, x)
+    assert fast[0].shape == (2, 3, 14)
+    _assert_close(plain, fast, tolerance)
 
 
 @pytest.mark.parametrize("lengths", [(7, 3), (7, 7), (1, 0)])

@@ -246,7 +246,7 @@ def test_self_attention_agrees(reference):
     x, mask = _normal(2, 11, reference.hidden), np.arange(11)[None] < np.array([[11], [6]])
     parameters = reference.parameters["transformer"]["layer_0"]["attention"]
     inputs = (x, jnp.asarray(mask), _relative_position(reference, 11))
-    ours = _apply(SelfAttention(reference.arch), parameters, *inputs, train=False)
+    ours = _apply(SelfAttention(reference.arch), parameters, *inputs, dropout_key=None)
     attention = reference.torch_model.encoder.layers[0].attention
     theirs = attention(torch.from_numpy(x), attention_mask=_their_mask(reference, mask))[0]
     _check(ours, theirs, MODULE_TOLERANCE)
@@ -276,7 +276,7 @@ def test_every_distance_falls_into_the_bucket_of_the_reference():
 def test_feed_forward_agrees(reference):
     x = _normal(2, 11, reference.hidden)
     ours = _apply(
-        FeedForward(reference.arch), reference.parameters["transformer"]["layer_0"]["feed_forward"], x, train=False
+        FeedForward(reference.arch), reference.parameters["transformer"]["layer_0"]["feed_forward"], x, dropout_key=None
     )
     theirs = reference.torch_model.encoder.layers[0].feed_forward(torch.from_numpy(x))
     _check(ours, theirs, MODULE_TOLERANCE)
@@ -286,7 +286,7 @@ def test_encoder_layer_agrees(reference):
     x, mask = _normal(2, 11, reference.hidden), np.arange(11)[None] < np.array([[11], [6]])
     parameters = reference.parameters["transformer"]["layer_0"]
     inputs = (x, jnp.asarray(mask), _relative_position(reference, 11))
-    ours = _apply(EncoderLayer(reference.arch), parameters, *inputs, train=False)
+    ours = _apply(EncoderLayer(reference.arch), parameters, *inputs)
     layer = reference.torch_model.encoder.layers[0]
     theirs = layer(torch.from_numpy(x), attention_mask=_their_mask(reference, mask))
     _check(ours, theirs[0] if isinstance(theirs, tuple) else theirs, MODULE_TOLERANCE)

@@ -10,7 +10,8 @@ import pytest
 
 from jax_mtlser.architecture import Wav2Vec2Architecture
 from jax_mtlser.config import Freeze, LearningRateSchedule, OptimizerConfig
-from jax_mtlser.training.optimizer import Rates, Trainable, apply_rates, gradient_transform, merge, schedule, split
+from jax_mtlser.training.optimizer import Rates, Trainable, gradient_transform, merge, schedule, split
+from jax_mtlser.training.stacks import Layout
 
 ARCH = Wav2Vec2Architecture(num_hidden_layers=3)
 
@@ -41,24 +42,31 @@ def tree(seed: int) -> dict:
     )
 
 
+def steps_of(updates: dict, rates: Rates, share: float, which: Trainable) -> dict:
+    layout = Layout.of(updates, which)
+    return layout.unpack(layout.scaled(layout.pack(updates), rates, jnp.float32(share)))
+
+
 def test_five_steps_equal_pytorchs_adamw_and_clipping():
     torch = pytest.importorskip("torch")
     config = OptimizerConfig(weight_decay=0.1, decay_biases_and_norms=True, clip_norm=0.5)
     params = tree(0)
     leaves, structure = jax.tree.flatten(params)
+    layout = Layout.of(params, Trainable(ARCH))
+    stacks = layout.pack(params)
     theirs = [torch.nn.Parameter(torch.from_numpy(np.array(leaf))) for leaf in leaves]
     reference = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1)
     transform = gradient_transform(config)
-    state = transform.init(params)
+    state = transform.init(stacks)
     for step in range(5):
         gradients = tree(step + 1)
         for parameter, gradient in zip(theirs, jax.tree.leaves(gradients), strict=True):
             parameter.grad = torch.from_numpy(np.array(gradient))
         torch.nn.utils.clip_grad_norm_(theirs, 0.5)
         reference.step()
-        updates, state = transform.update(gradients, state, params)
-        params = optax.apply_updates(params, apply_rates(updates, rates(0.01, 0.01), jnp.float32(1), Trainable(ARCH)))
-    for ours, other in zip(structure.flatten_up_to(params), theirs, strict=True):
+        updates, state = transform.update(layout.pack(gradients), state, stacks)
+        stacks = optax.apply_updates(stacks, layout.scaled(updates, rates(0.01, 0.01), jnp.float32(1)))
+    for ours, other in zip(structure.flatten_up_to(layout.unpack(stacks)), theirs, strict=True):
         np.testing.assert_allclose(ours, other.detach().numpy(), rtol=2e-5, atol=1e-6)
 
 
@@ -76,7 +84,7 @@ def test_biases_and_norms_are_not_decayed_by_default():
 
 def test_heads_and_encoder_take_their_own_rates():
     ones = jax.tree.map(jnp.ones_like, tree(0))
-    scaled = apply_rates(ones, rates(encoder=0.1, heads=2.0), jnp.float32(0.5), Trainable(ARCH))
+    scaled = steps_of(ones, rates(encoder=0.1, heads=2.0), 0.5, Trainable(ARCH))
     np.testing.assert_allclose(scaled["encoder"]["transformer"]["layer_0"]["bias"], -0.05)
     np.testing.assert_allclose(scaled["emotion_head"], -1.0)
 
@@ -85,7 +93,7 @@ def test_heads_and_encoder_take_their_own_rates():
 def test_layer_decay_lowers_the_rate_from_layer_to_layer(pre_norm, norm):
     ones = jax.tree.map(jnp.ones_like, tree(0))
     which = Trainable(dataclasses.replace(ARCH, do_stable_layer_norm=pre_norm))
-    scaled = apply_rates(ones, rates(heads=2.0, decay=0.5), jnp.float32(-1.0), which)
+    scaled = steps_of(ones, rates(heads=2.0, decay=0.5), -1.0, which)
     transformer = scaled["encoder"]["transformer"]
     np.testing.assert_allclose(scaled["emotion_head"], 2.0)
     np.testing.assert_allclose(transformer["layer_2"]["kernel"], 1.0)
@@ -112,7 +120,7 @@ FROZEN = {
 
 
 @pytest.mark.parametrize("name", FROZEN)
-def test_what_is_frozen_and_that_merging_undoes_splitting(name):
+def test_what_is_frozen_and_that_merging_and_unpacking_undo_splitting_and_packing(name):
     which, expected = FROZEN[name]
     params = tree(0)
     trainable, frozen = split(params, which)
@@ -120,7 +128,10 @@ def test_what_is_frozen_and_that_merging_undoes_splitting(name):
              jax.tree_util.tree_leaves_with_path(frozen)]  # fmt: skip
     assert {path.removeprefix("encoder/").removeprefix("transformer/") for path in paths} == expected
     assert len(jax.tree.leaves(trainable)) + len(paths) == len(jax.tree.leaves(params))
-    jax.tree.map(np.testing.assert_array_equal, merge(trainable, frozen), params)
+    layout = Layout.of(trainable, which)
+    stacks = layout.pack(trainable)
+    assert len(stacks) <= len(jax.tree.leaves(trainable))
+    jax.tree.map(np.testing.assert_array_equal, merge(layout.unpack(stacks), frozen), params)
 
 
 @pytest.mark.parametrize(
