@@ -1,5 +1,6 @@
 """Configurations: every file in configs/ is valid, and bad values are named with limit and fix."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from jax_mtlser.config import (
     CorpusConfig,
     CorpusKind,
     Freeze,
+    HeadMode,
     LearningRateSchedule,
     ProtocolKind,
     Selection,
+    WeightingMethod,
     from_dict,
     to_dict,
     validate,
@@ -69,6 +72,10 @@ def test_a_copy_shares_nothing():
         ("optimizer.beta1", 1.0, r"optimizer.beta1 is 1.0; it must lie in \[0, 1\)"),
         ("weights.gamma", -1.0, r"weights.gamma is -1.0; it must be 0 or greater"),
         ("weights.alpha", float("nan"), r"weights.alpha is nan"),
+        ("weights.temperature", 0.0, r"weights.temperature is 0.0; it must be greater than 0"),
+        ("weights.learning_rate", -0.1, r"weights.learning_rate is -0.1; it must be greater than 0"),
+        ("weights.cagrad_c", 1.0, r"weights.cagrad_c is 1.0; it must lie in \[0, 1\)"),
+        ("weights.reversal_strength", -1.0, r"weights.reversal_strength is -1.0; it must be 0 or greater"),
         ("batching.batch_size", 0, r"batching.batch_size is 0"),
         ("batching.accumulation_steps", 3, r"batch_size 8 does not divide into .*accumulation_steps 3"),
         ("batching.batch_seconds", 10.0, r"below audio.max_seconds 35.0"),
@@ -97,6 +104,38 @@ def test_a_bad_value_is_named_with_its_limit(field, value, message):
     setattr(target, name, value)
     with pytest.raises(ConfigError, match=message):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"speaker_mode": HeadMode.ADVERSARIAL, "beta": 0.0}, r"speaker_mode is adversarial, but weights.beta is 0"),
+        (
+            {"method": WeightingMethod.DWA, "alpha": 0.0, "beta": 0.0, "gamma": 0.0},
+            r"emotion is the only task to weigh",
+        ),
+        (
+            {"method": WeightingMethod.CAGRAD, "alpha": 0.0, "gamma": 0.0, "speaker_mode": HeadMode.ADVERSARIAL},
+            r"adversarial heads keep their weight",
+        ),
+    ],
+)
+def test_weights_that_do_not_go_together_are_refused(changes, message):
+    config = demo()
+    config.weights = dataclasses.replace(config.weights, **changes)
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_what_needs_a_trained_encoder_is_refused_without_one():
+    config = demo()
+    config.model.encoder.freeze = Freeze.ENCODER
+    config.weights.method, config.weights.gender_mode = WeightingMethod.NASH_MTL, HeadMode.ADVERSARIAL
+    with pytest.raises(ConfigError, match=r"method is nash_mtl, but model.encoder.freeze is encoder") as error:
+        validate(config)
+    assert "gender_mode is adversarial, but model.encoder.freeze is encoder" in str(error.value)
+    config.model.encoder.lora_rank = 4
+    validate(config)
 
 
 def test_all_problems_are_told_at_once():

@@ -14,6 +14,7 @@ from jax_mtlser.config.run import Config
 from jax_mtlser.config.training import (
     BatchingConfig,
     CtcNormalization,
+    HeadMode,
     LearningRateSchedule,
     OptimizerConfig,
     Precision,
@@ -21,6 +22,7 @@ from jax_mtlser.config.training import (
     Selection,
     TaskWeights,
     TrainingConfig,
+    WeightingMethod,
 )
 from jax_mtlser.config.validation import validate
 from jax_mtlser.config.variants import Variant, grid
@@ -39,6 +41,7 @@ __all__ = [
     "EncoderConfig",
     "Freeze",
     "HeadInput",
+    "HeadMode",
     "LearningRateSchedule",
     "Mates",
     "ModelConfig",
@@ -53,6 +56,7 @@ __all__ = [
     "Variant",
     "VocabularyConfig",
     "VocabularySource",
+    "WeightingMethod",
     "architecture_from_dict",
     "from_dict",
     "grid",

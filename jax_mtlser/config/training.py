@@ -6,6 +6,7 @@ import enum
 __all__ = [
     "BatchingConfig",
     "CtcNormalization",
+    "HeadMode",
     "LearningRateSchedule",
     "OptimizerConfig",
     "Precision",
@@ -13,6 +14,7 @@ __all__ = [
     "Selection",
     "TaskWeights",
     "TrainingConfig",
+    "WeightingMethod",
 ]
 
 
@@ -76,14 +78,62 @@ class BatchingConfig:
     residency: Residency = Residency.AUTO
 
 
+class WeightingMethod(enum.Enum):
+    """How much each task's loss counts; all but FIXED start from equal weights."""
+
+    FIXED = "fixed"  # 1, alpha, beta, gamma
+    EQUAL = "equal"
+    UNCERTAINTY = "uncertainty"  # Kendall, Gal and Cipolla 2018
+    GRADNORM = "gradnorm"  # Chen et al. 2018
+    DWA = "dwa"  # Liu, Johns and Davison 2019
+    RLW = "rlw"  # Lin et al. 2022
+    FAMO = "famo"  # Liu et al. 2023; one more forward pass in each step
+    IMTL_L = "imtl_l"  # Liu et al. 2021
+    PCGRAD = "pcgrad"  # Yu et al. 2020
+    CAGRAD = "cagrad"  # Liu et al. 2021
+    NASH_MTL = "nash_mtl"  # Navon et al. 2022
+
+
+class HeadMode(enum.Enum):
+    """What a head's gradient does to the encoder. A head is off when its weight is 0."""
+
+    AUXILIARY = "aux"  # the encoder learns to help the head
+    ADVERSARIAL = "adversarial"  # the encoder learns to give the head nothing to go by
+
+
 @dataclasses.dataclass(kw_only=True)
 class TaskWeights:
-    """L = L_SER + alpha L_GR + beta L_SR + gamma L_ASR; the defaults are the paper's best."""
+    """L = L_SER + alpha L_GR + beta L_SR + gamma L_ASR; the defaults are the paper's best.
+
+    Attributes:
+        alpha, beta, gamma: 0 leaves the task out of the training, whatever the method. Other values are read with
+            ``method`` fixed, and for an adversarial head, which no method balances.
+        ctc_normalization: methods that balance losses do so more evenly with ``labels``; a whole transcript's loss
+            is tens of times that of a classifier.
+        method: what chooses the weights; GRADNORM, PCGRAD, CAGRAD and NASH_MTL look at gradients at the encoder's
+            output frames.
+        learning_rate: of weights that are learned; None: 1e-3 for uncertainty and imtl_l, 0.025 for gradnorm and famo.
+        gradnorm_alpha: 0 makes the tasks' gradients equally large; above, tasks that lag behind get more.
+        temperature: of dwa; high values make weights equal.
+        cagrad_c: in [0, 1); 0 is equal weighting.
+        famo_decay: pulls famo's weights together.
+        gender_mode, speaker_mode: what the head's gradient does to the encoder.
+        reversal_strength: of adversarial heads, at the end of training; it rises from 0.
+    """
 
     alpha: float = 0.4
     beta: float = 0.6
     gamma: float = 0.1
     ctc_normalization: CtcNormalization = CtcNormalization.NONE
+    method: WeightingMethod = WeightingMethod.FIXED
+    learning_rate: float | None = None
+    gradnorm_alpha: float = 1.5
+    temperature: float = 2.0
+    cagrad_c: float = 0.5
+    famo_decay: float = 1e-3
+    gender_mode: HeadMode = HeadMode.AUXILIARY
+    speaker_mode: HeadMode = HeadMode.AUXILIARY
+    reversal_strength: float = 1.0
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -10,10 +10,18 @@ from jax_mtlser.config.errors import ConfigError
 from jax_mtlser.config.model import EncoderConfig, Freeze
 from jax_mtlser.config.protocol import Mates, ProtocolConfig, ProtocolKind
 from jax_mtlser.config.run import Config
-from jax_mtlser.config.training import Selection
+from jax_mtlser.config.training import HeadMode, Selection, TaskWeights, WeightingMethod
 from jax_mtlser.config.variants import override_problems
 
 __all__ = ["validate"]
+
+# They combine the tasks' gradients at the encoder's output, or weigh by them.
+_GRADIENT_METHODS = (
+    WeightingMethod.GRADNORM,
+    WeightingMethod.PCGRAD,
+    WeightingMethod.CAGRAD,
+    WeightingMethod.NASH_MTL,
+)
 
 
 def validate(config: Config) -> None:
@@ -78,10 +86,8 @@ def _problems(config: Config) -> list[str]:
         )
     problems += _encoder_problems(encoder)
 
-    weights, optimizer = config.weights, config.optimizer
-    for name in ("alpha", "beta", "gamma"):
-        value = getattr(weights, name)
-        require(math.isfinite(value) and value >= 0, f"weights.{name} is {value}; it must be 0 or greater")
+    problems += _weights_problems(config.weights, encoder)
+    optimizer = config.optimizer
     positive(optimizer__learning_rate=optimizer.learning_rate, optimizer__eps=optimizer.eps)
     if optimizer.head_learning_rate is not None:
         positive(optimizer__head_learning_rate=optimizer.head_learning_rate)
@@ -186,6 +192,43 @@ def _corpus_problems(corpus: CorpusConfig) -> Sequence[str]:
     if len(set(corpus.emotions)) != len(corpus.emotions) or len(corpus.emotions) == 1:
         problems.append(
             f"corpus.emotions is {corpus.emotions}; name at least two different classes, or none to keep all"
+        )
+    return problems
+
+
+def _weights_problems(weights: TaskWeights, encoder: EncoderConfig) -> Sequence[str]:
+    problems = []
+    for name in ("alpha", "beta", "gamma", "gradnorm_alpha", "famo_decay", "reversal_strength"):
+        value = getattr(weights, name)
+        if not (math.isfinite(value) and value >= 0):
+            problems.append(f"weights.{name} is {value}; it must be 0 or greater")
+    for name, rate in (("temperature", weights.temperature), ("learning_rate", weights.learning_rate)):
+        if rate is not None and not (math.isfinite(rate) and rate > 0):
+            problems.append(f"weights.{name} is {rate}; it must be greater than 0")
+    if not 0 <= weights.cagrad_c < 1:
+        problems.append(f"weights.cagrad_c is {weights.cagrad_c}; it must lie in [0, 1)")
+    frozen = encoder.freeze is Freeze.ENCODER and not encoder.lora_rank
+    untrained = "but model.encoder.freeze is encoder, so nothing that the tasks share is trained"
+    modes = (("gender_mode", weights.gender_mode, "alpha"), ("speaker_mode", weights.speaker_mode, "beta"))
+    for name, mode, weight in modes:
+        if mode is HeadMode.ADVERSARIAL and getattr(weights, weight) == 0:
+            problems.append(
+                f"weights.{name} is adversarial, but weights.{weight} is 0, which switches the head off; "
+                f"give it a weight, or use --config.weights.{name}=aux"
+            )
+        if mode is HeadMode.ADVERSARIAL and frozen:
+            problems.append(f"weights.{name} is adversarial, {untrained}; use --config.weights.{name}=aux")
+    method = weights.method
+    if method in _GRADIENT_METHODS and frozen:
+        problems.append(f"weights.method is {method.value}, {untrained}; use --config.weights.method=fixed")
+    others = [weights.alpha, weights.beta, weights.gamma]
+    for index, (_, mode, _) in enumerate(modes):
+        if mode is HeadMode.ADVERSARIAL:
+            others[index] = 0.0
+    if method not in (WeightingMethod.FIXED, WeightingMethod.EQUAL) and not any(others):
+        problems.append(
+            f"weights.method is {method.value}, but emotion is the only task to weigh: tasks with weight 0 are left "
+            "out, and adversarial heads keep their weight; use --config.weights.method=fixed"
         )
     return problems
 

@@ -35,9 +35,10 @@ __all__ = [
     "training_curves",
     "variant_curves",
     "variant_scores",
+    "weight_curves",
 ]
 
-_BLUE, _ORANGE, _AMBER, _GREEN, _GREY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#555555"
+_BLUE, _ORANGE, _AMBER, _GREEN, _PURPLE, _GREY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#555555"
 _WIDTH = 9.4  # inches
 _TEXT = {"parse_math": False}  # a label may hold dollar signs
 # Per task: title, loss key, then the validation scores with their names.
@@ -47,7 +48,7 @@ _TASKS = (
     ("Speaker", "loss_speaker", {"speaker_accuracy": "accuracy"}),
     ("Transcript", "loss_asr", {"wer": "WER"}),
 )
-_STYLES = ((_BLUE, "-"), (_ORANGE, (0, (5, 2))))
+_STYLES = ((_BLUE, "-"), (_ORANGE, (0, (5, 2))), (_GREEN, (0, (1, 1.2))), (_PURPLE, (0, (6, 1.5, 1, 1.5))))
 # Beyond this many members the light lines become an image inside the SVG: the page must not grow to
 # megabytes.
 _MAX_VECTOR_MEMBERS = 12
@@ -90,6 +91,35 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure |
             score_axes.set_ylim(top=min(score_axes.get_ylim()[1], 101))
     for axes in grid[-1]:
         axes.set_xlabel("epoch", fontsize=9)
+    return figure
+
+
+def weight_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
+    """The weight of each task over epochs: a light line for each member, a strong one for their mean.
+
+    Weights that differ by more than a factor of 20 are drawn on a logarithmic scale, unless one is negative: the
+    gradient of an adversarial head is reversed.
+
+    Args:
+        logs: as for :func:`training_curves`.
+
+    Returns:
+        None when no weights were logged, because the configuration fixed them.
+    """
+    logged = {title: _train_curves(logs, loss.replace("loss_", "weight_")) for title, loss, _ in _TASKS}
+    # A task that is left out is logged with 0 in every step.
+    named = {title: [curve for curve in curves if any(curve.values())] for title, curves in logged.items()}
+    values = [value for curves in named.values() for curve in curves for value in curve.values()]
+    if not values:
+        return None
+    figure = _figure(_WIDTH, 3.1)
+    axes = figure.subplots()
+    _draw_curves(axes, named, "Weight of each task", "weight")
+    if min(values) > 0 and max(values) > 20 * min(values):
+        axes.set_yscale("log")
+    elif min(values) >= 0:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel("epoch", fontsize=9)
     return figure
 
 

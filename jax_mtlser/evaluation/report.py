@@ -208,6 +208,7 @@ def _figures(run: RunFolder, results: Mapping[str, Any]) -> dict[str, Markup | N
             "Confusion matrix of emotions: rows are references, columns predictions.",
         ),
         "curves": (figures.training_curves(logs), "Losses and validation scores of each task over epochs."),
+        "weights": (figures.weight_curves(logs), "The weight of each task over epochs."),
     }
     inline: dict[str, Markup | None] = {}
     for name, (figure, description) in drawn.items():

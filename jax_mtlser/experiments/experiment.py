@@ -17,9 +17,12 @@ from jax_mtlser.config import (
     EncoderConfig,
     Freeze,
     HeadInput,
+    HeadMode,
     OptimizerConfig,
     Precision,
+    TaskWeights,
     VocabularySource,
+    WeightingMethod,
 )
 from jax_mtlser.corpora.load import load_corpus
 from jax_mtlser.corpora.manifest import Manifest, ManifestError
@@ -50,7 +53,8 @@ from jax_mtlser.training.optimizer import Rates
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
 from jax_mtlser.training.sharding import CompiledSteps, make_mesh
-from jax_mtlser.training.step import Knobs, StepSpec, TrainState
+from jax_mtlser.training.step import Knobs, Reversal, StepSpec, TrainState
+from jax_mtlser.training.weighting import LEARNING_RATES, WeightingKnobs
 
 __all__ = ["Experiment", "experiments_by_variant"]
 
@@ -237,10 +241,11 @@ class Experiment:
             plain=config.training.plain,
             blank=blank,
             accumulation_steps=config.batching.accumulation_steps,
+            method=config.weights.method,
         )
         resident = len(self.audio.samples) + self.buckets.bounds[-1] if self.on_device else None
         # Knobs are traced, but which of them there are is compiled in.
-        knobs = jax.tree.structure(self._knobs(1))
+        knobs = jax.tree.structure(self._knobs(1, 1))
         for known_knobs, known in self.shared.steps:
             alike = known.spec == spec and known.mesh == self.mesh and known.resident_samples == resident
             if alike and known_knobs == knobs and _equal(known.buckets, self.buckets):
@@ -266,7 +271,7 @@ class Experiment:
                 done += 1
                 show(done, f"{name} {self.buckets.bounds[bucket] / SAMPLE_RATE:.2f} s took {seconds:.1f} s")
 
-            steps.compile(self._knobs(1), names=names, progress=progress)
+            steps.compile(self._knobs(1, 1), names=names, progress=progress)
         new = {key: seconds for key, seconds in steps.seconds.items() if key not in before}
         if new:
             shown = ", ".join(
@@ -300,7 +305,7 @@ class Experiment:
     def knobs_of(self, member: Member, steps: CompiledSteps) -> Knobs:
         """Task weights and learning rates of a member, on the devices."""
         per_epoch = len(plan_epoch(member.parts.train, self.buckets, seed=0, epoch=0))
-        return steps.put(self._knobs(per_epoch * self.config.training.epochs))
+        return steps.put(self._knobs(per_epoch, per_epoch * self.config.training.epochs))
 
     def initial_state(self, member: Member, steps: CompiledSteps) -> TrainState:
         """Pre-trained encoder, random heads; a head that the checkpoint has for the same symbols is taken over."""
@@ -349,20 +354,15 @@ class Experiment:
     def _source(self, targets: Any) -> BatchSource:
         return BatchSource.create(self.audio, targets, self.buckets, self.config.batching.residency)
 
-    def _knobs(self, total_steps: int) -> Knobs:
+    def _knobs(self, steps_per_epoch: int, total_steps: int) -> Knobs:
         """On the host."""
-        weights, optimizer = self.config.weights, self.config.optimizer
-        heads = optimizer.head_learning_rate or optimizer.learning_rate
-        number = lambda value: np.float32(value)
-        rates = Rates(
-            encoder=number(optimizer.learning_rate),  # type: ignore[arg-type]
-            heads=number(heads),  # type: ignore[arg-type]
-            layer_decay=number(optimizer.layer_decay),  # type: ignore[arg-type]
-            warmup_steps=number(round(optimizer.warmup_fraction * total_steps)),  # type: ignore[arg-type]
-            total_steps=number(total_steps),  # type: ignore[arg-type]
+        weights = self.config.weights
+        return Knobs(
+            weights=np.array([1.0, weights.alpha, weights.beta, weights.gamma], np.float32),  # type: ignore[arg-type]
+            rates=_rates(self.config.optimizer, total_steps),
+            weighting=_weighting_knobs(weights, steps_per_epoch),
+            reversal=_reversal(weights),
         )
-        shares = np.array([1.0, weights.alpha, weights.beta, weights.gamma], np.float32)
-        return Knobs(weights=shares, rates=rates)  # type: ignore[arg-type]
 
 
 def experiments_by_variant(
@@ -394,6 +394,42 @@ def experiments_by_variant(
 class _Pretrained:
     encoder: Any
     ctc: CtcHead | None
+
+
+def _number(value: float) -> Any:
+    return np.float32(value)
+
+
+def _rates(optimizer: OptimizerConfig, total_steps: int) -> Rates:
+    return Rates(
+        encoder=_number(optimizer.learning_rate),
+        heads=_number(optimizer.head_learning_rate or optimizer.learning_rate),
+        layer_decay=_number(optimizer.layer_decay),
+        warmup_steps=_number(round(optimizer.warmup_fraction * total_steps)),
+        total_steps=_number(total_steps),
+    )
+
+
+def _weighting_knobs(weights: TaskWeights, steps_per_epoch: int) -> WeightingKnobs | None:
+    if weights.method is WeightingMethod.FIXED:
+        return None
+    rate = LEARNING_RATES.get(weights.method, 0.0) if weights.learning_rate is None else weights.learning_rate
+    return WeightingKnobs(
+        steps_per_epoch=np.int32(steps_per_epoch),  # type: ignore[arg-type]
+        learning_rate=_number(rate),
+        gradnorm_alpha=_number(weights.gradnorm_alpha),
+        temperature=_number(weights.temperature),
+        cagrad_c=_number(weights.cagrad_c),
+        famo_decay=_number(weights.famo_decay),
+    )
+
+
+def _reversal(weights: TaskWeights) -> Reversal | None:
+    modes = (HeadMode.AUXILIARY, weights.gender_mode, weights.speaker_mode, HeadMode.AUXILIARY)
+    adversarial = np.array([mode is HeadMode.ADVERSARIAL for mode in modes])
+    if not adversarial.any():
+        return None
+    return Reversal(adversarial=adversarial, strength=_number(weights.reversal_strength))  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass

@@ -1,20 +1,26 @@
 """The four-task model: one encoder, four heads."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import jax
 from jaxtyping import Array, Float, Int
 
 from jax_mtlser.architecture import EncoderArchitecture
 from jax_mtlser.config import HeadInput
+from jax_mtlser.models.gradient_scale import scale_gradient
 from jax_mtlser.models.heads import Head, HeadInputs, logits, utterance_logits
 from jax_mtlser.models.layer_norm import standardised
 from jax_mtlser.models.layers import masked_mean
 from jax_mtlser.models.speech_encoder import speech_encoder
-from jax_mtlser.models.transformer import EncoderOptions
+from jax_mtlser.models.transformer import EncoderOptions, EncoderOutput
 
-__all__ = ["HeadSizes", "MultitaskModel", "MultitaskOutput"]
+__all__ = ["TASKS", "HeadSizes", "MultitaskModel", "MultitaskOutput"]
+
+TASKS = ("emotion", "gender", "speaker", "asr")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,33 +74,77 @@ class MultitaskModel(nn.Module):
     head_input: HeadInput = HeadInput.LAST
     frozen_encoder: bool = False
 
-    @nn.compact
-    def __call__(self, audio: Float[Array, "B S"], lengths: Int[Array, " B"], *, train: bool) -> MultitaskOutput:
-        encoder = speech_encoder(self.arch, self.options, name="encoder")
-        every_layer = self.head_input is HeadInput.WEIGHTED_SUM
-        encoded = encoder(audio, lengths, train=train and not self.frozen_encoder, output_hidden_states=every_layer)
-        frames, mask = encoded.frames, encoded.mask
-        pooled = masked_mean(frames, mask)
-        frames_read: Array | list[Array] = frames
-        pooled_read: Array | list[Array] = pooled
-        if every_layer:
-            assert encoded.hidden_states is not None
-            # The last layer as the encoder gives it: behind the final norm, where there is one. All on one scale:
-            # in some encoders a few channels of some layers are hundreds of times larger than everything else, and
-            # neither the layers' weights nor a head's kernel could learn beside them.
-            frames_read = [standardised(layer) for layer in (*encoded.hidden_states[:-1], frames)]
-            pooled_read = [masked_mean(layer, mask) for layer in frames_read]
+    def setup(self) -> None:
+        self.encoder = speech_encoder(self.arch, self.options)
+        self.emotion_head = self._head(self.sizes.emotion)
+        self.gender_head = self._head(self.sizes.gender)
+        self.speaker_head = self._head(self.sizes.speaker)
+        self.asr_head = self._head(self.sizes.asr)
 
-        def read(name: str, x: Array | list[Array]) -> HeadInputs:
-            return Head(getattr(self.sizes, name), self.arch.final_dropout, name=f"{name}_head")(x, train=train)
+    def _head(self, classes: int) -> Head | None:
+        return Head(classes, self.arch.final_dropout) if classes else None
+
+    def __call__(
+        self,
+        audio: Float[Array, "B S"],
+        lengths: Int[Array, " B"],
+        *,
+        train: bool,
+        gradient_factors: Mapping[str, Array] | None = None,
+    ) -> MultitaskOutput:
+        """Encode a batch and read every head; see :meth:`read` for ``gradient_factors``."""
+        return self.read(self.encode(audio, lengths, train=train), train=train, gradient_factors=gradient_factors)
+
+    def encode(self, audio: Float[Array, "B S"], lengths: Int[Array, " B"], *, train: bool) -> EncoderOutput:
+        """What all heads share."""
+        every_layer = self.head_input is HeadInput.WEIGHTED_SUM
+        return self.encoder(audio, lengths, train=train and not self.frozen_encoder, output_hidden_states=every_layer)
+
+    def read(
+        self,
+        encoded: EncoderOutput,
+        *,
+        train: bool,
+        copies: Mapping[str, EncoderOutput] | None = None,
+        gradient_factors: Mapping[str, Array] | None = None,
+    ) -> MultitaskOutput:
+        """Logits of all heads.
+
+        Args:
+            encoded: from :meth:`encode`.
+            train: switches on dropout.
+            copies: the same by task, where each is to have a gradient of its own.
+            gradient_factors: by task, what its gradient is multiplied by on its way into the encoder; tasks without
+                one have 1.
+        """
+
+        shared = self._frames_and_means(encoded)
+
+        def inputs(task: str) -> HeadInputs:
+            frames, means = shared if copies is None else self._frames_and_means(copies[task])
+            x = frames if task == "asr" else means
+            if gradient_factors and task in gradient_factors:
+                x = jax.tree.map(lambda layer: scale_gradient(layer, gradient_factors[task]), x)
+            return getattr(self, f"{task}_head")(x, train=train)
 
         tasks = [task for task in ("emotion", "gender", "speaker") if getattr(self.sizes, task)]
-        classes = dict(zip(tasks, utterance_logits([read(task, pooled_read) for task in tasks]), strict=True))
+        classes = dict(zip(tasks, utterance_logits([inputs(task) for task in tasks]), strict=True))
         return MultitaskOutput(
             emotion=classes.get("emotion"),
             gender=classes.get("gender"),
             speaker=classes.get("speaker"),
-            asr=logits(read("asr", frames_read)) if self.sizes.asr else None,
+            asr=logits(inputs("asr")) if self.sizes.asr else None,
             frame_lengths=encoded.lengths,
-            embedding=pooled,
+            embedding=masked_mean(encoded.frames, encoded.mask),
         )
+
+    def _frames_and_means(self, encoded: EncoderOutput) -> tuple[Any, Any]:
+        """What the heads read of every frame, and of utterances: one array, or one for each layer."""
+        frames: Array | list[Array] = encoded.frames
+        if self.head_input is HeadInput.WEIGHTED_SUM:
+            assert encoded.hidden_states is not None
+            # The last layer as the encoder gives it: behind the final norm, where there is one. All on one scale:
+            # in some encoders a few channels of some layers are hundreds of times larger than everything else, and
+            # neither the layers' weights nor a head's kernel could learn beside them.
+            frames = [standardised(layer) for layer in (*encoded.hidden_states[:-1], encoded.frames)]
+        return frames, jax.tree.map(lambda layer: masked_mean(layer, encoded.mask), frames)

@@ -1,8 +1,9 @@
 """Checkpoints of a training and the model that comes out of it: the only place that imports Orbax.
 
-A checkpoint has three items: ``params`` (so that nobody needs the optimizer to evaluate), ``optimizer`` (its state
-and the step) and ``progress`` (JSON). Parameters are kept as the step holds them, in stacks. Orbax writes in the
-background and renames a finished checkpoint into place, so one that was cut short is never seen.
+A checkpoint has three items: ``params`` (so that nobody needs the optimizer to evaluate), ``optimizer`` (its state,
+the step and what the weighting method remembers) and ``progress`` (JSON). Parameters are kept as the step holds
+them, in stacks. Orbax writes in the background and renames a finished checkpoint into place, so one that was cut
+short is never seen.
 """
 
 import dataclasses
@@ -66,7 +67,7 @@ class TrainingCheckpoints:
         self._kept.best_step = progress.get("best_step")
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(_parameters(state)),
-            optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            optimizer=ocp.args.StandardSave(_optimizer(state)),
             progress=ocp.args.JsonSave(progress),
         )
         self._manager.save(progress["step"], args=items)
@@ -81,17 +82,20 @@ class TrainingCheckpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        optimizer = {"step": like.step, "opt_state": like.opt_state}
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(_abstract(_parameters(like))),
-                optimizer=ocp.args.StandardRestore(_abstract(optimizer)),
+                optimizer=ocp.args.StandardRestore(_abstract(_optimizer(like))),
                 progress=ocp.args.JsonRestore(),
             ),
         )
         state = dataclasses.replace(
-            like, step=items.optimizer["step"], opt_state=items.optimizer["opt_state"], **items.params
+            like,
+            step=items.optimizer["step"],
+            opt_state=items.optimizer["opt_state"],
+            weighting=items.optimizer.get("weighting", like.weighting),
+            **items.params,
         )
         return Restored(state, items.progress)
 
@@ -146,6 +150,12 @@ def load_model(folder: Path, like: Any) -> Any:
 
 def _parameters(state: TrainState) -> dict[str, Any]:
     return {"stacks": state.stacks, "frozen": state.frozen}
+
+
+def _optimizer(state: TrainState) -> dict[str, Any]:
+    saved = {"step": state.step, "opt_state": state.opt_state}
+    # Orbax does not save a tree without arrays, and most methods remember nothing.
+    return {**saved, "weighting": state.weighting} if jax.tree.leaves(state.weighting) else saved
 
 
 def _abstract(tree: Any) -> Any:

@@ -7,7 +7,7 @@ log back to the restored step, 4. continue the epoch's batch plan behind the bat
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -214,6 +214,7 @@ class _Run:
                 "epoch": step / per_epoch,
                 "loss": float(np.mean([metrics.loss for metrics in fetched])),
                 **{f"loss_{task}": value for task, value in losses.items()},
+                **_mean_weights([metrics.weights for metrics in fetched], losses),
                 "learning_rate": float(fetched[-1].learning_rate),
                 "grad_norm": float(np.mean([metrics.gradient_norm for metrics in fetched])),
                 "audio_seconds_per_second": rate,
@@ -278,6 +279,14 @@ def _means(sums: LossSums) -> dict[str, float]:
     """Mean loss of each task that had at least one label."""
     tasks = {task: getattr(sums, task) for task in TASKS}
     return {task: float(value.total) / float(value.count) for task, value in tasks.items() if value.count > 0}
+
+
+def _mean_weights(weights: Sequence[Any], tasks: Iterable[str]) -> dict[str, float]:
+    """Mean weight of each of the ``tasks`` over some steps; nothing where the configuration fixes them."""
+    if weights[0] is None:
+        return {}
+    means = dict(zip(TASKS, np.mean(weights, axis=0), strict=True))
+    return {f"weight_{task}": float(means[task]) for task in tasks}
 
 
 class _MetricLog:

@@ -8,12 +8,10 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_mtlser.config import CtcNormalization
 from jax_mtlser.data.batches import Batch
 from jax_mtlser.models import products
-from jax_mtlser.models.multitask import MultitaskOutput
+from jax_mtlser.models.multitask import TASKS, MultitaskOutput
 from jax_mtlser.training.ctc import ctc_loss
 
 __all__ = ["TASKS", "LossSums", "Sum", "cross_entropy", "ctc", "ctc_feasible", "task_losses"]
-
-TASKS = ("emotion", "gender", "speaker", "asr")
 
 
 @flax.struct.dataclass

@@ -1,6 +1,7 @@
 """The training step and the evaluation step: pure functions of (state, batch, knobs), jitted in sharding.py."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int16
 
-from jax_mtlser.config import CtcNormalization, Freeze, LearningRateSchedule, OptimizerConfig
+from jax_mtlser.config import CtcNormalization, Freeze, LearningRateSchedule, OptimizerConfig, WeightingMethod
 from jax_mtlser.data.batches import Batch, gather_audio, waveform
 from jax_mtlser.models import products
+from jax_mtlser.models.gradient_scale import reversal_factor
 from jax_mtlser.models.multitask import MultitaskModel, MultitaskOutput
 from jax_mtlser.training.losses import TASKS, LossSums, ctc_feasible, task_losses
 from jax_mtlser.training.optimizer import (
@@ -24,10 +26,13 @@ from jax_mtlser.training.optimizer import (
     split,
 )
 from jax_mtlser.training.stacks import Layout, Stacks
+from jax_mtlser.training.task_gradients import Choose, Objective, Seen
+from jax_mtlser.training.weighting import BatchView, Coefficients, Weighting, WeightingKnobs, WeightingState
 
 __all__ = [
     "Evaluation",
     "Knobs",
+    "Reversal",
     "StepMetrics",
     "StepSpec",
     "TrainState",
@@ -35,6 +40,9 @@ __all__ = [
     "eval_step",
     "train_step",
 ]
+
+# Apart from the numbers of a batch's parts, which are folded into the same key.
+_WEIGHTING_STREAM = 2**31 - 1
 
 
 @flax.struct.dataclass
@@ -46,6 +54,7 @@ class TrainState:
         stacks: the trainable parameters, float32, as they are optimised.
         frozen: all others, in the model's tree, with None for the trainable ones.
         opt_state: of the stacks.
+        weighting: what the weighting method remembers.
         key: typed random key of the run; never changed, steps fold their number into it.
         layout: which parameter lies where in the stacks.
     """
@@ -54,6 +63,7 @@ class TrainState:
     stacks: Stacks
     frozen: Any
     opt_state: Any
+    weighting: WeightingState
     key: Array
     layout: Layout = flax.struct.field(pytree_node=False)
 
@@ -69,16 +79,33 @@ def _params_of(state: TrainState) -> Any:
 
 
 @flax.struct.dataclass
+class Reversal:
+    """Which heads work against the encoder.
+
+    Attributes:
+        adversarial: bool [4].
+        strength: float32, what the schedule rises to.
+    """
+
+    adversarial: Array
+    strength: Array
+
+
+@flax.struct.dataclass
 class Knobs:
     """Numbers that may change between runs without a new compilation.
 
     Attributes:
         weights: float32 [4], of emotion (1), gender (alpha), speaker (beta) and speech recognition (gamma).
         rates: learning rates.
+        weighting: settings of the weighting method; None is enough for those that have none.
+        reversal: None when no head is adversarial.
     """
 
     weights: Array
     rates: Rates
+    weighting: WeightingKnobs | None = None
+    reversal: Reversal | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +121,7 @@ class StepSpec:
         ctc_normalization: see :class:`CtcNormalization`.
         blank: CTC symbol.
         accumulation_steps: equal parts in which a batch is worked through.
+        method: what weighs the tasks.
         plain: see :class:`~jax_mtlser.config.TrainingConfig`.
     """
 
@@ -105,7 +133,14 @@ class StepSpec:
     ctc_normalization: CtcNormalization = CtcNormalization.NONE
     blank: int = 0
     accumulation_steps: int = 1
+    method: WeightingMethod = WeightingMethod.FIXED
     plain: bool = False
+
+    @property
+    def weighting(self) -> Weighting:
+        """The method with the heads that it weighs."""
+        classes = tuple(getattr(self.model.sizes, task) for task in TASKS)
+        return Weighting(self.method, classes, unbounded=TASKS.index("asr"))
 
     @property
     def schedule(self) -> LearningRateSchedule:
@@ -124,7 +159,9 @@ class StepMetrics:
 
     Attributes:
         losses: sums per task, unweighted.
-        loss: the weighted total that was minimised.
+        loss: the tasks' mean losses, weighted as in their heads, without what a method adds to them.
+        weights: float32 [4], what each task's gradient was multiplied by on its way into the encoder; None where
+            that is what the knobs say.
         gradient_norm: before clipping.
         learning_rate: of the encoder.
         finite: loss and gradient are finite numbers.
@@ -132,6 +169,7 @@ class StepMetrics:
 
     losses: LossSums
     loss: Array
+    weights: Array | None
     gradient_norm: Array
     learning_rate: Array
     finite: Array
@@ -166,6 +204,7 @@ def create_state(spec: StepSpec, params: Any, seed: Array) -> TrainState:
         stacks=stacks,
         frozen=frozen,
         opt_state=gradient_transform(spec.optimizer).init(stacks),
+        weighting=spec.weighting.initial_state(),
         key=jax.random.key(seed),
         layout=layout,
     )
@@ -192,41 +231,60 @@ def train_step(
     layout, frozen = state.layout, state.frozen
     trainable = layout.unpack(state.stacks)
     step_key = jax.random.fold_in(state.key, state.step)
-    counts = _label_counts(spec, batch)
+    weighting, counts = spec.weighting, _label_counts(spec, batch)
+    adversarial, factors = _reversal(knobs, state.step)
+    balanced = weighting.balanced(knobs.weights, adversarial)
+    memory = weighting.started(state.weighting, state.step, knobs.weighting)
+    weighting_key = jax.random.fold_in(step_key, _WEIGHTING_STREAM)
 
-    def loss_of(trainable: Any, part: Batch, key: Array) -> tuple[Array, LossSums]:
-        streams = dict(zip(("dropout", "spec_augment", "layerdrop"), jax.random.split(key, 3), strict=True))
-        params = merge(trainable, frozen)
-        output = _apply(spec, num_samples, params, part, corpus, train=True, rngs=streams)
-        sums = _losses(spec, output, part)
-        # Divided by the counts of the whole batch, so that the parts add up to its mean.
-        means = jnp.stack([getattr(sums, task).total / count for task, count in zip(TASKS, counts, strict=True)])
-        return jnp.dot(knobs.weights, means), sums
+    def choose(means: Array, gram: Array | None) -> Coefficients:
+        view = BatchView(means, counts, gram)
+        return weighting.coefficients(memory, knobs.weights, balanced, view, weighting_key, knobs.weighting)
 
-    def gradient(part: Batch, key: Array) -> tuple[Array, LossSums, Stacks]:
+    objective = Objective(
+        spec.model, frozen, lambda part: _waveform(spec, num_samples, part, corpus), functools.partial(_losses, spec),
+        counts, dict(zip(TASKS, factors, strict=True)) if knobs.reversal else {},
+    )  # fmt: skip
+    gradient_by = objective.split_gradient if weighting.watches_gradients else objective.joint_gradient
+
+    def gradient(part: Batch, key: Array, choose: Choose) -> tuple[Seen, Stacks]:
         # Of the tree, not of the stacks: the gradient of a slice is a stack that is zero around it.
-        (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable, part, key)
-        return loss, sums, layout.pack(gradients)
+        seen, gradients = gradient_by(trainable, part, key, choose)
+        return seen, layout.pack(gradients)
 
+    over_parts = functools.partial(_sum_over_parts, spec.accumulation_steps, batch=batch, key=step_key)
     with products.formulation(plain=spec.plain):
-        if spec.accumulation_steps == 1:
-            loss, sums, gradients = gradient(batch, step_key)
+        if spec.accumulation_steps > 1 and weighting.depends_on_batch:
+            # Every part must be seen before one can go back, so they go forward twice.
+            means, gram = over_parts(lambda part, key: _what_decides(gradient(part, key, choose)[0]))
+            decided = choose(means, gram)
+            seen, gradients = over_parts(lambda part, key: gradient(part, key, lambda *_: decided))
         else:
-            loss, sums, gradients = _accumulate(spec.accumulation_steps, gradient, batch, step_key)
+            seen, gradients = over_parts(lambda part, key: gradient(part, key, choose))
 
     with jax.named_scope("optimizer"):
         updates, opt_state = gradient_transform(spec.optimizer).update(gradients, state.opt_state, state.stacks)
         share = schedule(state.step, knobs.rates, spec.schedule)
         stacks = optax.apply_updates(state.stacks, layout.scaled(updates, knobs.rates, share))
         norm = optax.tree.norm(gradients)
+    after = None
+    if weighting.looks_back:
+        moved = layout.unpack(stacks)
+        with products.formulation(plain=spec.plain):
+            # With the same dropout, so that what changed is the step's doing.
+            after = over_parts(lambda part, key: objective.values(moved, part, key)[0])
+    view = BatchView(seen.means, counts, seen.gram)
+    remembered = weighting.updated(memory, balanced, view, state.step, knobs.weighting, after)
+    follows_knobs = spec.method is WeightingMethod.FIXED and knobs.reversal is None
     metrics = StepMetrics(
-        losses=sums,
-        loss=loss,
+        losses=seen.sums,
+        loss=seen.loss,
+        weights=None if follows_knobs else choose(seen.means, seen.gram).encoder * factors,
         gradient_norm=norm,
         learning_rate=share * knobs.rates.encoder,
-        finite=jnp.isfinite(loss) & jnp.isfinite(norm),
+        finite=jnp.isfinite(seen.loss) & jnp.isfinite(norm),
     )
-    state = dataclasses.replace(state, step=state.step + 1, stacks=stacks, opt_state=opt_state)
+    state = dataclasses.replace(state, step=state.step + 1, stacks=stacks, opt_state=opt_state, weighting=remembered)
     return state, metrics
 
 
@@ -235,7 +293,8 @@ def eval_step(
 ) -> Evaluation:
     """Probabilities and losses of one batch, without dropout."""
     with products.formulation(plain=spec.plain):
-        output = _apply(spec, num_samples, params, batch, corpus, train=False, rngs=None)
+        audio = _waveform(spec, num_samples, batch, corpus)
+        output: Any = spec.model.apply({"params": params}, audio, batch.lengths, train=False)
         losses = _losses(spec, output, batch)
 
     def probabilities(logits: Array | None) -> Array | None:
@@ -251,41 +310,51 @@ def eval_step(
     )
 
 
-def _apply(
-    spec: StepSpec, num_samples: int, params: Any, batch: Batch, corpus: Array, *, train: bool, rngs: Any
-) -> MultitaskOutput:
+def _waveform(spec: StepSpec, num_samples: int, batch: Batch, corpus: Array) -> Array:
     audio = batch.audio
     if audio is None:
         assert batch.offsets is not None
         audio = gather_audio(corpus, batch.offsets, batch.lengths, num_samples)
-    x = waveform(audio, batch.lengths, normalize=spec.normalize_waveform)
-    return spec.model.apply({"params": params}, x, batch.lengths, train=train, rngs=rngs)  # type: ignore[return-value]
+    return waveform(audio, batch.lengths, normalize=spec.normalize_waveform)
 
 
 def _losses(spec: StepSpec, output: MultitaskOutput, batch: Batch) -> LossSums:
     return task_losses(output, batch, normalization=spec.ctc_normalization, blank=spec.blank)
 
 
-def _label_counts(spec: StepSpec, batch: Batch) -> tuple[Array, ...]:
-    """Rows that each task's loss will count, from the labels alone; at least 1."""
+def _label_counts(spec: StepSpec, batch: Batch) -> Array:
+    """float32 [4] rows that each task's loss will count, from the labels alone."""
     frames = jnp.maximum(spec.model.arch.num_frames(batch.lengths), 0)
     spelled = (batch.transcript_lengths > 0) & ctc_feasible(frames, batch.transcript, batch.transcript_lengths)
     known = [labels >= 0 for labels in (batch.emotion, batch.gender, batch.speaker)]
-    return tuple(jnp.maximum(jnp.sum(rows), 1).astype(jnp.float32) for rows in (*known, spelled))
+    return jnp.stack([jnp.sum(rows).astype(jnp.float32) for rows in (*known, spelled)])
 
 
-def _accumulate(
-    parts: int, gradient: Callable[[Batch, Array], tuple[Array, LossSums, Stacks]], batch: Batch, key: Array
-) -> tuple[Array, LossSums, Stacks]:
-    """Sum of losses and gradients over the parts of a batch, one after the other."""
+def _reversal(knobs: Knobs, step: Array) -> tuple[Array, Array]:
+    """Which heads are adversarial, and the factor of every task's gradient: [4] each."""
+    if knobs.reversal is None:
+        return jnp.zeros(len(TASKS), bool), jnp.ones(len(TASKS))
+    progress = jnp.minimum(step / jnp.maximum(knobs.rates.total_steps, 1.0), 1.0)
+    adversarial = knobs.reversal.adversarial
+    return adversarial, jnp.where(adversarial, reversal_factor(progress, knobs.reversal.strength), 1.0)
+
+
+def _what_decides(seen: Seen) -> tuple[Array, Array | None]:
+    return seen.means, seen.gram
+
+
+def _sum_over_parts(parts: int, function: Callable[[Batch, Array], Any], *, batch: Batch, key: Array) -> Any:
+    """Sum of ``function(part, key)`` over the parts of a batch, one after the other."""
+    if parts == 1:
+        return function(batch, key)
     # Part j takes rows j, j + parts, ...: rows stay on their device when the batch is sharded.
     split_batch = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(*part)), None
+        return jax.tree.map(jnp.add, total, function(*part)), None
 
     keys = jax.random.split(key, parts)
-    shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], split_batch), key)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split_batch), key)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, (split_batch, keys))
     return total

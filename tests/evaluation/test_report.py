@@ -418,7 +418,31 @@ def test_no_label_is_cut_off(tmp_path, figure):
         assert inside, text.get_text()
 
 
+def _weights(*steps: dict[str, float]) -> dict[str, list[dict]]:
+    return {"r0_f0": [{"kind": "train", "step": n, "epoch": n / 2, **step} for n, step in enumerate(steps, 1)]}
+
+
+def test_weights_are_drawn_for_the_tasks_that_have_one():
+    steps = [{"weight_emotion": w, "weight_gender": 0.0, "weight_asr": w / 50} for w in (1.0, 2.0, 3.0, 5.0)]
+    (axes,) = figures.weight_curves(_weights(*steps)).axes
+    drawn = {line.get_label(): [tuple(point) for point in line.get_xydata()] for line in axes.lines}
+    assert drawn == {"Emotion": [(1.0, 1.5), (2.0, 4.0)], "Transcript": [(1.0, 0.03), (2.0, 0.08)]}
+    assert axes.get_yscale() == "log"
+    (axes,) = figures.weight_curves(_weights({"weight_emotion": 1.0, "weight_speaker": -0.5})).axes
+    assert axes.get_yscale() == "linear", "a reversed gradient has no logarithm"
+
+
+def test_the_page_shows_weights_where_a_method_chose_them(tmp_path):
+    run = fake_run(tmp_path / "run")
+    assert "on its way into the encoder" not in _text(write_report(run))
+    line = {"kind": "train", "step": 1, "epoch": 0.5, "weight_emotion": 1.2, "weight_asr": 0.8}
+    append_json_line(run.member("r0_f0").metrics, line)
+    assert "on its way into the encoder" in _text(write_report(run))
+    assert (run.report / "weights.svg").exists()
+
+
 def test_nothing_to_draw_is_no_figure():
+    assert figures.weight_curves(_weights({"loss_emotion": 1.0})) is None
     assert figures.training_curves({}) is None
     assert figures.training_curves({"r0_f0": [{"kind": "train", "step": 1, "epoch": 0.1, "loss": 1.0}]}) is None
     assert figures.fold_scores([], [], []) is None
