@@ -70,6 +70,7 @@ def test_variants_survive_json(tmp_path):
         (Variant(name="a", overrides={"model.encoder": 1.0}), "model.encoder is a group of settings; name one of"),
         (Variant(name="a", overrides={"corpus.path": "x"}), "corpus.path cannot vary within an experiment; what can is"),
         (Variant(name="a", overrides={"protocol.folds": 3}), "protocol.folds cannot vary"),
+        (Variant(name="a", overrides={"training.seed": 3}), "training.seed cannot vary: .* use --config.protocol.repeats"),
         (Variant(name="a", overrides={"weights.alpha": "much"}), "weights.alpha is 'much'; it must be a number"),
         (Variant(name="a", overrides={"training.epochs": 1.5}), "training.epochs is 1.5; it must be a whole number"),
         (Variant(name="a", overrides={"training.epochs": True}), "training.epochs is True; it must be a whole number"),

@@ -75,6 +75,9 @@ def override_problems(config: type, variants: Sequence[Variant]) -> Iterator[str
             if path.partition(".")[0] not in VARIED_GROUPS:
                 yield f"{where} cannot vary within an experiment; what can is {', '.join(VARIED_GROUPS)}"
                 continue
+            if path == "training.seed":
+                yield f"{where} cannot vary: variants are compared from the same seeds; use --config.protocol.repeats"
+                continue
             try:
                 annotation = field_type(config, path)
             except ConfigError as error:

@@ -97,7 +97,8 @@ def train_run(
         _train_member(experiments[member.variant], member, folder, still_ours)
 
     failures = train_all(run, chosen, train_one, claims=claims, display=display)
-    if held := claims.held():
+    # Who gathers now may have looked before our last member was finished: we gather after it.
+    if held := {name: holder for name, holder in claims.held().items() if name != _GATHER}:
         others = ", ".join(f"{name} ({holder})" for name, holder in held.items())
         display.line(f"others are still at work and gather the results when they end: {others}")
     else:

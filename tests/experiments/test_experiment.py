@@ -1,6 +1,7 @@
 """An experiment with variants in one process: what is shared, what is kept apart, what a failure leaves."""
 
 import io
+import threading
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from rich.console import Console
 from tiny import saved_parameters, tiny_config, write_corpus
 
 from jax_mtlser.config import Config, ConfigError, Variant, grid
+from jax_mtlser.experiments.claims import Claims
 from jax_mtlser.experiments.runner import RunError, evaluate_run, train_run
 from jax_mtlser.run_folder import RunFolder, read_json
 from jax_mtlser.training.progress import Display
@@ -115,6 +117,23 @@ def test_a_part_is_trained_now_and_the_rest_later(corpus, tmp_path):
     assert read_json(run.results)["missing"] == ["alpha0.4_r0_f0"]
     with pytest.raises(ConfigError, match="'beta' fits no member"):
         train_run(config, run.path, display(), members="beta")
+
+
+def test_results_are_gathered_by_whoever_ends_last(finished, corpus):
+    run, _ = finished
+    claims = Claims(run.claims, stale_after=60)
+    run.results.unlink()
+    with claims.acquire("fast_r0_f0"):
+        screen = display()
+        assert train_run(experiment_config(corpus), run.path, screen) == 0
+        assert "others are still at work and gather the results when they end: fast_r0_f0 (process" in shown(screen)
+    assert not run.results.exists()
+    # Somebody who gathers does not know yet what has been finished since: we gather after them.
+    gathering = claims.acquire("results")
+    assert gathering is not None
+    threading.Timer(1.0, gathering.release).start()
+    assert train_run(experiment_config(corpus), run.path, display(), stale_after=2.0) == 0
+    assert len(read_json(run.results)["variants"]) == 4
 
 
 def test_a_variant_that_cannot_train_leaves_the_others_alone(corpus, tmp_path):
