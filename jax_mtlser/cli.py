@@ -15,6 +15,11 @@ _COMMANDS = {
         "train:train_command",
     ),
     "eval": ("--workdir DIR", "judge a finished run again", "evaluate:eval_command"),
+    "predict": (
+        "--workdir RUN PATH ... [-o OUT]",
+        "emotion and gender of recordings, as a table or timeline",
+        "predict:predict_command",
+    ),
     "export": (
         "--workdir DIR [--member NAME] --to FOLDER",
         "encoder in Hugging Face layout",

@@ -11,17 +11,27 @@ import dataclasses
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jax_mtlser.run_folder import write_text
 
-__all__ = ["Manifest", "ManifestError", "Utterance", "keep_emotions", "read_manifest", "write_manifest"]
+__all__ = [
+    "AUDIO_COLUMNS",
+    "Manifest",
+    "ManifestError",
+    "Utterance",
+    "keep_emotions",
+    "read_cells",
+    "read_manifest",
+    "write_manifest",
+]
 
 _COLUMNS = ("id", "path", "start", "end", "emotion", "gender", "speaker", "text")
 # Other spellings met in users' tables and in audformat; a table may use one spelling per column.
+AUDIO_COLUMNS = ("path", "file", "filename", "audio", "wav")
 _ALIASES = {
-    "path": ("file", "filename", "audio", "wav"),
+    "path": AUDIO_COLUMNS[1:],
     "emotion": ("label",),
     "text": ("transcript", "transcription", "sentence"),
     "gender": ("sex",),
@@ -133,26 +143,13 @@ def read_manifest(path: Path, *, name: str | None = None) -> Manifest:
         ManifestError: no such file, no audio column, an unreadable number, an id that occurs twice.
     """
     table = _find_table(path)
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(
-            f"{table} is not UTF-8 text ({error.reason} at byte {error.start}); re-save it as UTF-8"
-        ) from None
-    header, _, _ = text.partition("\n")
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns = _column_names(reader.fieldnames or (), table)
+    header, rows = read_cells(table)
+    columns = _column_names(header, table)
     root = table.parent
     utterances: list[Utterance] = []
     seen: dict[str, int] = {}
-    for row in reader:
-        line = reader.line_num
-        if None in row:
-            raise ManifestError(
-                f"{table}, line {line}: more cells than the {len(columns)} columns; quote cells with commas"
-            )
-        cells = {columns[key]: (value or "").strip() for key, value in row.items() if key in columns}
+    for line, row in rows:
+        cells = {columns[key]: value.strip() for key, value in row.items()}
         utterance = _utterance(cells, root, f"{table}, line {line}")
         if utterance.id in seen:
             raise ManifestError(
@@ -163,6 +160,37 @@ def read_manifest(path: Path, *, name: str | None = None) -> Manifest:
     if not utterances:
         raise ManifestError(f"{table} has a header but no rows")
     return Manifest(name or table.resolve().parent.name, tuple(utterances))
+
+
+def read_cells(table: Path) -> tuple[Sequence[str], Iterator[tuple[int, dict[str, str]]]]:
+    """Read a table with a header: comma, semicolon or tab separated, UTF-8 with or without byte-order mark.
+
+    Returns:
+        Names of the columns; then, row by row, the number of its last line and its cells by column.
+
+    Raises:
+        ManifestError: not UTF-8; while rows are read, one with too many cells.
+    """
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"{table} is not UTF-8 text ({error.reason} at byte {error.start}); re-save it as UTF-8"
+        ) from None
+    header, _, _ = text.partition("\n")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    names = reader.fieldnames or ()
+
+    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+        for row in reader:
+            if None in row:
+                raise ManifestError(
+                    f"{table}, line {reader.line_num}: more cells than the {len(names)} columns; "
+                    "quote cells with commas"
+                )
+            yield reader.line_num, {name: value or "" for name, value in row.items()}
+
+    return names, rows()
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:

@@ -190,6 +190,8 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
             "labels": maps.to_dict(),
             "vocabulary": vocabulary.to_dict() if vocabulary else None,
             "language": config.model.vocabulary.language,
+            "untrained": sorted(judge.untrained),
+            "audio": to_dict(config.audio),
             "normalize_waveform": experiment.encoder.normalize_waveform,
             "hf_compat": config.model.encoder.hf_compat,
             "head_input": config.model.head_input.value,
