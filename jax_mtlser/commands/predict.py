@@ -102,8 +102,8 @@ def _run(arguments: argparse.Namespace) -> int:
             predict(task, output, form, display)
         except OSError as error:
             raise UsageError(f"{error}; what is done is kept, and the same command goes on") from None
-    for error in task.errors:
-        display.line(f"  {error}")
+    for told in task.errors:
+        display.line(f"  {told}")
     if task.num_errors > len(task.errors):
         display.line(f"  and {task.num_errors - len(task.errors)} more")
     display.line(

@@ -170,7 +170,8 @@ class ArrayRecording(Recording):
         elif not np.issubdtype(array.dtype, np.floating):
             raise AudioError(f"an array of {array.dtype}; give floats with full scale 1.0, int16 or int32")
         self.rate, self.frames = _checked_rate(rate), len(array)
-        self._samples = _averaged(array.astype(np.float32).reshape(len(array), -1))
+        frames = array.astype(np.float32)
+        self._samples = _averaged(frames if frames.ndim == 2 else frames[:, None])
 
     def _mono(self, first: int, last: int) -> Float32[np.ndarray, " F"]:
         return self._samples[first:last]

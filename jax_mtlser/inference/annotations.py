@@ -6,6 +6,7 @@ middle than to any other window's. Neighbours with the same label become one int
 
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
@@ -13,7 +14,7 @@ from pathlib import Path, PurePath
 from jax_mtlser.inference.rows import Row
 from jax_mtlser.inference.tables import put_into_place
 
-__all__ = ["Interval", "intervals", "text_grid_name", "write_rttm", "write_text_grid"]
+__all__ = ["Interval", "intervals", "text_grids", "write_rttm", "write_text_grid"]
 
 _TIERS = {"emotion": "confidence", "gender": None, "speaker": "speaker_confidence", "transcript": None}
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and a temporary name is longer
@@ -121,21 +122,18 @@ def write_text_grid(path: Path, rows: Sequence[Row]) -> bool:
     return True
 
 
-def text_grid_name(file: str, taken: set[str]) -> Path:
-    """Where a recording's TextGrid lies in the output folder; never outside it.
-
-    Args:
-        file: of the recording, as the output names it.
-        taken: names given so far; this one is added.
-    """
-    parts = [part for part in PurePath(file).parts if part not in ("..", PurePath(file).anchor)] or ["recording"]
-    stem = PurePath(parts[-1]).stem.encode()[:_LONGEST_NAME].decode(errors="ignore")
-    for number in itertools.count(1):
-        name = PurePath(*parts[:-1], f"{stem}{f'_{number}' if number > 1 else ''}.TextGrid")
-        if str(name) not in taken:
-            taken.add(str(name))
-            return Path(name)
-    raise AssertionError
+def text_grids(files: Sequence[str], folder: Path) -> Iterator[Path]:
+    """Where each recording's TextGrid lies: below ``folder`` as the recordings lie below the folder they share."""
+    absolute = [os.path.abspath(file) for file in files]
+    shared = os.path.commonpath([os.path.dirname(file) for file in absolute])
+    taken: set[Path] = set()
+    for file in absolute:
+        place = folder / os.path.relpath(os.path.dirname(file), shared)
+        stem = PurePath(file).stem.encode()[:_LONGEST_NAME].decode(errors="ignore")
+        names = (place / f"{stem}{f'_{number}' if number > 1 else ''}.TextGrid" for number in itertools.count(1))
+        path = next(name for name in names if name not in taken)
+        taken.add(path)
+        yield path
 
 
 def _peek(rows: Iterable[Row]) -> tuple[Row, Iterator[Row]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jax_mtlser.inference.annotations import text_grid_name, write_rttm, write_text_grid
+from jax_mtlser.inference.annotations import text_grids, write_rttm, write_text_grid
 from jax_mtlser.inference.hearing import Windows
 from jax_mtlser.inference.journal import Journal
 from jax_mtlser.inference.recognition import Asked
@@ -34,7 +34,10 @@ class Prediction:
         asked: beside emotion and gender.
         windows: of a timeline; None for one answer per recording.
         answered: recordings with at least one answer.
-        errors: of the others, and of windows: how many, and the first few.
+        errors, num_errors: of the others, and of windows: the first few, and how many.
+
+    Raises:
+        ModelError, WindowsError: the models cannot tell what is asked.
     """
 
     recognizer: Recognizer
@@ -43,6 +46,7 @@ class Prediction:
     windows: Windows | None
 
     def __post_init__(self) -> None:
+        self.recognizer.require(self.asked, self.windows)
         self.answered: set[int] = set()
         self.errors: list[str] = []
         self.num_errors = 0
@@ -98,7 +102,6 @@ def predict(task: Prediction, output: Path, form: OutputFormat, display: Display
     Raises:
         FormatError: the format's library is missing, or one TextGrid was named for several recordings.
         JournalError: the output's journal belongs to something else.
-        ModelError, WindowsError: the models cannot tell what is asked.
     """
     require(form)
     single = output.suffix.lower() == ".textgrid"
@@ -116,7 +119,9 @@ def predict(task: Prediction, output: Path, form: OutputFormat, display: Display
         if form is OutputFormat.RTTM:
             write_rttm(output, _by_recording(rows))
         elif form is OutputFormat.TEXTGRID:
-            _write_text_grids(output, rows, single=single)
+            names = iter([output]) if single else text_grids([request.file for request in task.found.requests], output)
+            for recording, path in zip(_by_recording(rows), names, strict=True):
+                write_text_grid(path, list(recording))
         else:
             write_table(form, output, task.columns, (row for _, row in rows))
         finished = True
@@ -146,10 +151,3 @@ def _fill(journal: Journal, task: Prediction, display: Display) -> None:
 def _by_recording(rows: Iterable[tuple[int, Row]]) -> Iterator[Iterator[Row]]:
     for _, group in itertools.groupby(rows, operator.itemgetter(0)):
         yield (row for _, row in group)
-
-
-def _write_text_grids(output: Path, rows: Iterable[tuple[int, Row]], *, single: bool) -> None:
-    taken: set[str] = set()
-    for recording in map(list, _by_recording(rows)):
-        path = output if single else output / text_grid_name(str(recording[0]["file"]), taken)
-        write_text_grid(path, recording)

@@ -267,10 +267,19 @@ class Recognizer:
             ModelError: something is asked that the members cannot tell.
             WindowsError: windows shorter or longer than recordings in training.
         """
+        self.require(asked, windows)
+        return self._stream(segments, asked, windows)
+
+    def require(self, asked: Asked, windows: Windows | None = None) -> None:
+        """Refuse what :meth:`stream` would refuse, before anything is done.
+
+        Raises:
+            ModelError: something is asked that the members cannot tell.
+            WindowsError: windows shorter or longer than recordings in training.
+        """
         self._ensemble.require(asked)
         if windows:
             windows.check(self.limits)
-        return self._stream(segments, asked, windows)
 
     def _stream(
         self, segments: Iterable[Segment], asked: Asked, windows: Windows | None
