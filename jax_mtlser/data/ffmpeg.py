@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -64,9 +65,15 @@ def _converted(path: Path, output: Path, reason: str) -> Path:
     except subprocess.TimeoutExpired:
         raise AudioError(f"ffmpeg did not finish within {_MOST_SECONDS_OF_WORK} s") from None
     if done.returncode or not output.is_file():
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
-        # ffmpeg puts the name in front of its reason.
-        raise AudioError(f"{reason}; ffmpeg: {lines[-1].rpartition(f'{path.name}: ')[2].strip().rstrip('.')}")
+        raise AudioError(f"{reason}; ffmpeg: {_reason(done.stderr.decode(errors='replace'), path, done.returncode)}")
     if output.stat().st_size >= most_bytes:
         raise AudioError(f"too long: more than {_MOST_HOURS} h of audio")
     return output
+
+
+def _reason(errors: str, path: Path, status: int) -> str:
+    """The first thing that went wrong; what follows tells its consequences."""
+    if "matches no streams" in errors:
+        return "there is no sound in it"
+    first = errors.strip().partition("\n")[0] or f"exit status {status}"
+    return re.sub(r"^(\[[^\]]*\]\s*)+", "", first).replace(f"file:{path.absolute()}", "the file").strip().rstrip(".")

@@ -36,7 +36,7 @@ UNKNOWN = "unknown"
 # Audio that is collected before it is judged, in batches: what is left over of each length fills no batch.
 _BATCHES_TOGETHER = 32
 _MOST_PIECES, _MOST_RECORDINGS = 8192, 4096
-_READ_AHEAD = 64  # pieces
+_READ_AHEAD = 32  # pieces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,12 +354,14 @@ class _Assembly:
 
     def _begin(self) -> None:
         self._smoother = Smoother(self._windows.smooth) if self._windows else None
-        self._parts: list[tuple[Heard, Scores | str]] = []
+        self._parts: list[tuple[Piece | None, Scores | str]] = []
+        self._cut = False
 
     def add(self, heard: Heard, said: Scores | str) -> list[tuple[Piece | None, Scores | str, int]]:
         """Take the next piece; returns what is complete, with the number of pieces in it."""
         if self._smoother is None or heard.piece is None:
-            self._parts.append((heard, said))
+            self._parts.append((heard.piece, said))
+            self._cut = heard.fatal
             return []
         return [(piece, smoothed, 1) for piece, smoothed in self._smoother.add(heard.piece, said)]
 
@@ -374,14 +376,12 @@ class _Assembly:
         return complete
 
     def _mean_of_parts(self) -> tuple[Piece | None, Scores | str, int]:
-        last, said = self._parts[-1]
-        if last.fatal or last.piece is None:
-            return last.piece, said, 1
-        first = self._parts[0][0].piece
-        assert first is not None
-        whole = Piece(start=first.start, end=last.piece.end)
-        judged = [(scores, heard.piece.seconds) for heard, scores in self._parts
-                  if isinstance(scores, Scores) and heard.piece is not None]  # fmt: skip
+        if self._cut:
+            return *self._parts[-1], 1
+        pieces = [piece for piece, _ in self._parts if piece is not None]
+        whole = Piece(start=pieces[0].start, end=pieces[-1].end)
+        judged = [(said, piece.seconds) for piece, (_, said) in zip(pieces, self._parts, strict=True)
+                  if isinstance(said, Scores)]  # fmt: skip
         if not judged:
             return whole, self._parts[0][1], 1
         return whole, mean_scores(*zip(*judged, strict=True)), len(self._parts)

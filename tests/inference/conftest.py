@@ -18,7 +18,7 @@ from jax_mtlser.inference.recognizer import Recognizer
 from jax_mtlser.run_folder import RunFolder, read_json, write_json
 from jax_mtlser.training.progress import Display
 
-MAX_SECONDS = 2.0
+MAX_SECONDS = 1.5
 
 
 @pytest.fixture(scope="session")
@@ -28,8 +28,8 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(corpus, tmp_path_factory) -> Path:
-    """Two members, trained and evaluated in float32 on recordings of at most two seconds."""
-    config = tiny_config(corpus)
+    """Two members, trained and evaluated in float32 on recordings of at most 1.5 s."""
+    config = tiny_config(corpus, epochs=1)
     config.training.precision = Precision.FLOAT32
     config.audio = AudioConfig(max_seconds=MAX_SECONDS)
     folder = tmp_path_factory.mktemp("runs") / "run"

@@ -1,6 +1,7 @@
 """Every format is read back by somebody else's reader."""
 
 import csv
+import itertools
 import json
 import sys
 
@@ -99,7 +100,7 @@ def test_rttm(tmp_path):
 
 
 def test_text_grid_as_praat_and_praatio_read_it(tmp_path):
-    rows = [window | {"gender": "female", "transcript": f"word {n} \"ż\""} for n, window in enumerate(WINDOWS)]
+    rows = [window | {"gender": "female", "transcript": f'word {n} "ż"'} for n, window in enumerate(WINDOWS)]
     assert write_text_grid(tmp_path / "o.TextGrid", rows)
     praat = parselmouth.read(str(tmp_path / "o.TextGrid"))
     assert (praat.xmin, praat.xmax) == (0.0, 6.4)
@@ -138,7 +139,7 @@ def test_intervals_are_without_gap_and_overlap_and_neighbours_differ(lengths, la
     found = list(intervals(rows))
     assert found[0].start == rows[0]["start"]
     assert found[-1].end == rows[-1]["end"]
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in itertools.pairwise(found):
         assert one.end == other.start
         assert one.start < one.end
         assert one.label != other.label
