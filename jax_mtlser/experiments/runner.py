@@ -191,7 +191,7 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
             "vocabulary": vocabulary.to_dict() if vocabulary else None,
             "language": config.model.vocabulary.language,
             "untrained": sorted(judge.untrained),
-            "audio": to_dict(config.audio),
+            "audio": {name: value for name, value in to_dict(config.audio).items() if name != "cache_dir"},
             "normalize_waveform": experiment.encoder.normalize_waveform,
             "hf_compat": config.model.encoder.hf_compat,
             "head_input": config.model.head_input.value,
