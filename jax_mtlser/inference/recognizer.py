@@ -15,6 +15,7 @@ from jax_mtlser.config import AudioConfig, Precision
 from jax_mtlser.data.audio import SAMPLE_RATE, AudioError
 from jax_mtlser.data.batches import prefetch
 from jax_mtlser.experiments.experiment import compute_dtype
+from jax_mtlser.inference.assembly import Assembly
 from jax_mtlser.inference.ensemble import Ensemble
 from jax_mtlser.inference.hearing import Heard, Source, Windows, hear
 from jax_mtlser.inference.recognition import (
@@ -23,8 +24,6 @@ from jax_mtlser.inference.recognition import (
     Piece,
     Recognition,
     Scores,
-    Smoother,
-    mean_scores,
 )
 from jax_mtlser.inference.trained_model import ModelError, TrainedModel, find_models
 
@@ -287,7 +286,7 @@ class Recognizer:
         together = _BATCHES_TOGETHER * self._ensemble.batch_seconds
         held: list[tuple[int, Heard | None]] = []
         held_seconds = passed_seconds = 0.0
-        assembly = _Assembly(windows)
+        assembly = Assembly(windows)
         behind = done = 0
         pieces = prefetch(lambda piece: piece, _pieces(segments, self.limits, windows), _READ_AHEAD)
         for _, (number, heard) in pieces:
@@ -307,9 +306,7 @@ class Recognizer:
         yield from self._answers(held, asked, assembly)
         yield Checkpoint(done)
 
-    def _answers(
-        self, held: Sequence[tuple[int, Heard | None]], asked: Asked, assembly: "_Assembly"
-    ) -> Iterator[Answer]:
+    def _answers(self, held: Sequence[tuple[int, Heard | None]], asked: Asked, assembly: Assembly) -> Iterator[Answer]:
         usable = [heard.samples for _, heard in held if heard is not None and not isinstance(heard.samples, str)]
         scores = iter(self._ensemble.scores(usable, asked))
         for number, heard in held:
@@ -343,48 +340,6 @@ class Recognizer:
             embedding=scores.embedding,
             parts=parts,
         )
-
-
-class _Assembly:
-    """Puts the judged pieces of a recording together: smoothed windows, or the mean of its parts."""
-
-    def __init__(self, windows: Windows | None) -> None:
-        self._windows = windows
-        self._begin()
-
-    def _begin(self) -> None:
-        self._smoother = Smoother(self._windows.smooth) if self._windows else None
-        self._parts: list[tuple[Piece | None, Scores | str]] = []
-        self._cut = False
-
-    def add(self, heard: Heard, said: Scores | str) -> list[tuple[Piece | None, Scores | str, int]]:
-        """Take the next piece; returns what is complete, with the number of pieces in it."""
-        if self._smoother is None or heard.piece is None:
-            self._parts.append((heard.piece, said))
-            self._cut = heard.fatal
-            return []
-        return [(piece, smoothed, 1) for piece, smoothed in self._smoother.add(heard.piece, said)]
-
-    def end(self) -> list[tuple[Piece | None, Scores | str, int]]:
-        """The rest of the recording; the next one begins."""
-        complete: list[tuple[Piece | None, Scores | str, int]] = []
-        if self._smoother is not None:
-            complete += [(piece, smoothed, 1) for piece, smoothed in self._smoother.end()]
-        if self._parts:
-            complete.append(self._mean_of_parts())
-        self._begin()
-        return complete
-
-    def _mean_of_parts(self) -> tuple[Piece | None, Scores | str, int]:
-        if self._cut:
-            return *self._parts[-1], 1
-        pieces = [piece for piece, _ in self._parts if piece is not None]
-        whole = Piece(start=pieces[0].start, end=pieces[-1].end)
-        judged = [(said, piece.seconds) for piece, (_, said) in zip(pieces, self._parts, strict=True)
-                  if isinstance(said, Scores)]  # fmt: skip
-        if not judged:
-            return whole, self._parts[0][1], 1
-        return whole, mean_scores(*zip(*judged, strict=True)), len(self._parts)
 
 
 def _pieces(
