@@ -17,9 +17,25 @@ Letters in shape annotations, everywhere in this package:
 =====  =========================================
 """
 
+from typing import TYPE_CHECKING, Any
+
 from jax_mtlser import runtime
+
+if TYPE_CHECKING:
+    from jax_mtlser.inference.recognizer import Recognizer
+
+__all__ = ["Recognizer"]
 
 __version__ = "0.1.0"
 
 # Before anything of JAX can run: see runtime.py for the wrong results that this keeps away.
 runtime.prepare_xla()
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: whoever wants something else need not wait for JAX.
+    if name == "Recognizer":
+        from jax_mtlser.inference.recognizer import Recognizer
+
+        return Recognizer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,6 +25,11 @@ _COMMANDS = {
         "what a protocol lets training know of its test utterances",
         "leakage:leakage_command",
     ),
+    "predict": (
+        "--workdir RUN PATH ... [-o OUT]",
+        "emotion and gender of recordings, as a table or timeline",
+        "predict:predict_command",
+    ),
     "export": (
         "--workdir DIR [--member NAME] --to FOLDER",
         "encoder in Hugging Face layout",

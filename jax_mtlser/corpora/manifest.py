@@ -19,14 +19,24 @@ from jax_mtlser.corpora.errors import ManifestError
 from jax_mtlser.corpora.tables import read_rows, seconds_of
 from jax_mtlser.run_folder import write_text
 
-__all__ = ["Manifest", "ManifestError", "Utterance", "find_table", "keep_emotions", "read_manifest", "write_manifest"]
+__all__ = [
+    "AUDIO_COLUMNS",
+    "Manifest",
+    "ManifestError",
+    "Utterance",
+    "find_table",
+    "keep_emotions",
+    "read_manifest",
+    "write_manifest",
+]
 
 _COLUMNS = ("id", "path", "start", "end", "emotion", "gender", "speaker", "text")
+AUDIO_COLUMNS = ("path", "file", "filename", "file_name", "audio", "audio_filepath", "audio_path", "wav")
 _TABLE_NAMES = ("manifest.csv", "metadata.csv", "manifest.jsonl", "metadata.jsonl")
 # Other spellings met in users' tables, audformat, Hugging Face's folders, NeMo and EmoBox; a table may use one
 # spelling per column.
 _ALIASES = {
-    "path": ("file", "filename", "file_name", "audio", "audio_filepath", "audio_path", "wav"),
+    "path": AUDIO_COLUMNS[1:],
     "emotion": ("label", "emo"),
     "text": ("transcript", "transcription", "sentence"),
     "gender": ("sex",),

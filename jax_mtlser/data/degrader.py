@@ -14,10 +14,10 @@ from jaxtyping import Float32
 from jax_mtlser.config import AudioConfig
 from jax_mtlser.corpora.manifest import Manifest, Utterance
 from jax_mtlser.data import degradations
-from jax_mtlser.data.audio import AudioError, decode
+from jax_mtlser.data.audio import AudioError, decode, from_int16, to_int16
 from jax_mtlser.data.conditions import BABBLE_VOICES, Condition, ConditionKind
 from jax_mtlser.data.degradations import DegradationError
-from jax_mtlser.data.packed import PackedAudio, from_int16, pack, to_int16, worker_count
+from jax_mtlser.data.packed import PackedAudio, pack, worker_count
 
 __all__ = ["Degrader", "Sounds"]
 

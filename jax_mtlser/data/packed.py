@@ -22,18 +22,17 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Int16, Int64
+from jaxtyping import Int16, Int64
 
 from jax_mtlser.config import AudioConfig
 from jax_mtlser.corpora.manifest import Manifest, Utterance
-from jax_mtlser.data.audio import SAMPLE_RATE, AudioError, decode
+from jax_mtlser.data.audio import SAMPLE_RATE, AudioError, decode, usable
 from jax_mtlser.run_folder import write_text
 
-__all__ = ["PackedAudio", "Skipped", "from_int16", "pack", "to_int16", "worker_count", "write_skipped"]
+__all__ = ["PackedAudio", "Skipped", "pack", "worker_count", "write_skipped"]
 
 _FORMAT = 1  # raise it when the same bytes would be packed differently
 _SAMPLES, _OFFSETS, _ROWS = "samples.int16", "offsets.npy", "rows.json"
-_FULL_SCALE = 32_768  # int16 steps per 1.0; a power of two, so 16-bit sources come back bit for bit
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -249,27 +248,9 @@ def _flush(file: IO[bytes]) -> None:
 def _usable_samples(utterance: Utterance, config: AudioConfig) -> Int16[np.ndarray, " S"] | str:
     """An utterance's samples, or the reason why it is left out."""
     try:
-        samples = decode(utterance.path, utterance.start, utterance.end, max_seconds=config.max_seconds)
+        return usable(decode(utterance.path, utterance.start, utterance.end, max_seconds=config.max_seconds), config)
     except AudioError as error:
         return str(error)
-    if len(samples) < config.min_seconds * SAMPLE_RATE:
-        return f"too short: {len(samples) / SAMPLE_RATE:.6g} s, below the limit of {config.min_seconds:.6g} s"
-    peak = float(np.abs(samples).max())
-    if peak < 10 ** (config.silence_dbfs / 20):
-        level = f"the peak is {20 * np.log10(peak):.1f} dBFS" if peak else "every sample is 0"
-        return f"silent: {level}, below the limit of {config.silence_dbfs:.6g} dBFS"
-    return to_int16(samples)
-
-
-def to_int16(samples: Float32[np.ndarray, " S"]) -> Int16[np.ndarray, " S"]:
-    """Samples as they are packed: full scale, 1.0, is 32768."""
-    # Floats above full scale (float files, overshoot of the resampling filter) are clipped, never wrapped.
-    return np.clip(np.rint(samples * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype("<i2")
-
-
-def from_int16(samples: Int16[np.ndarray, " S"]) -> Float32[np.ndarray, " S"]:
-    """The inverse of :func:`to_int16`."""
-    return samples.astype(np.float32) / np.float32(_FULL_SCALE)
 
 
 def _nothing_left(manifest: Manifest, reasons: list[str]) -> str:
