@@ -1,6 +1,7 @@
 """What the members of an experiment share: corpus, shapes, encoder, devices, compiled programs."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
