@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "figs9_11.py:gamma_beta": (12, 1, 60),
     "table3.py": (18, 5, 450),
     "table4.py": (8, 5, 200),
+    "table5.py": (4, 5, 100),
 }
 FILES = sorted({name.partition(":")[0] for name in EXPERIMENTS})
 
@@ -121,6 +122,7 @@ def smoke(name: str, workdir: Path, *flags: str) -> dict:
         ("figs9_11.py:gamma_beta", "gamma0_beta0.4_r0_f0"),
         ("table3.py", "alpha0.4_beta0.6_gamma0.1_r0_f0"),
         ("table4.py", "SER_r0_f0,SER+GR+SR+ASR_r0_f0"),
+        ("table5.py", "uncertainty_r0_f0"),
     ],
 )
 def test_each_experiment_runs_in_small(name, members, tmp_path, capsys):
