@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jax_mtlser.evaluation.calibration import MemberCalibration, calibrate_member
+from jax_mtlser.evaluation.certainty import calibration_record, fold_interval, interval_record
 from jax_mtlser.evaluation.metrics import SUMMARY_KEYS, TaskMetrics, mean_and_std, score
-from jax_mtlser.evaluation.predictions import read_predictions
+from jax_mtlser.evaluation.predictions import Prediction, read_predictions
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json
 
-__all__ = ["ResultsError", "gather_results"]
+__all__ = ["ResultsError", "gather_results", "read_finished"]
 
 
 _COPIED = ("name", "repeat", "fold", "seed", "epochs", "selected_epoch", "counts", "parameters", "seconds",
@@ -22,13 +24,19 @@ class ResultsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class _Member:
-    """A finished member: its ``result.json`` and the sums over its test predictions."""
+    """A finished member: its ``result.json``, its test predictions and the sums over them."""
 
     result: Mapping[str, Any]
+    tested: Sequence[Prediction]
     test: TaskMetrics
+    calibration: MemberCalibration | None
 
     def entry(self) -> dict[str, Any]:
-        return {key: self.result.get(key) for key in _COPIED} | {"metrics": self.test.summary()}
+        return {key: self.result.get(key) for key in _COPIED} | {
+            "metrics": self.test.summary(),
+            "wa_interval": fold_interval(self.test.emotion),
+            "calibration": self.calibration and self.calibration.record(),
+        }
 
 
 def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dict[str, Any]:
@@ -47,7 +55,10 @@ def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dic
           repeat);
         - ``confusion``: ``labels`` and ``matrix`` (rows: reference) of emotion, pooled likewise; None
           without predictions;
-        - ``folds``: one entry per member, with ``metrics``;
+        - ``intervals``: of pooled WA, UA and macro F1, see :func:`~jax_mtlser.evaluation.certainty.interval_record`;
+        - ``calibration``: see :func:`~jax_mtlser.evaluation.certainty.calibration_record`;
+        - ``folds``: one entry per member, with ``metrics``, ``wa_interval`` (Wilson, 95 %) and ``calibration``, see
+          :meth:`~jax_mtlser.evaluation.calibration.MemberCalibration.record`;
         - ``repeats``: ``complete`` and ``incomplete`` list repeat numbers; ``values`` has a summary for each
           complete one, pooled over its folds; ``mean`` and ``std`` are over ``values``;
         - ``protocol``, ``versions``;
@@ -67,6 +78,8 @@ def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dic
         "pooled": pooled.summary(),
         "confusion": pooled.emotion
         and {"labels": list(pooled.emotion.labels), "matrix": pooled.emotion.matrix.tolist()},
+        "intervals": interval_record([row for member in members for row in member.tested]),
+        "calibration": calibration_record({member.result["name"]: member.calibration for member in members}),
         "folds": [member.entry() for member in members],
         "repeats": _repeats(members, folds),
         "protocol": _protocol(read_json(run.config), folds),
@@ -75,14 +88,25 @@ def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dic
     }
 
 
-def _read_member(folder: MemberFolder) -> _Member:
+def read_finished(folder: MemberFolder) -> tuple[dict[str, Any], list[Prediction]]:
+    """The ``result.json`` and the predictions of a finished member.
+
+    Raises:
+        ResultsError: it has no predictions.
+    """
     result = read_json(folder.result)
     if not folder.predictions.is_file():
         raise ResultsError(
             f"{folder.path} is finished but has no {folder.predictions.name}; delete it to train it again"
         )
-    test = (row for row in read_predictions(folder.predictions) if row.part == "test")
-    return _Member(result, score(test, result["labels"]))
+    return result, read_predictions(folder.predictions)
+
+
+def _read_member(folder: MemberFolder) -> _Member:
+    result, predictions = read_finished(folder)
+    tested = [row for row in predictions if row.part == "test"]
+    calibration = calibrate_member(predictions, result["labels"]["emotion"])
+    return _Member(result, tested, score(tested, result["labels"]), calibration)
 
 
 def _require_distinct(members: Sequence[_Member]) -> None:

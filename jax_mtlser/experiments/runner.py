@@ -13,6 +13,7 @@ from jax_mtlser.corpora.manifest import read_manifest, write_manifest
 from jax_mtlser.data.labels import LabelMaps
 from jax_mtlser.data.packed import write_skipped
 from jax_mtlser.data.vocabulary import Vocabulary, min_frames
+from jax_mtlser.evaluation.calibration import calibrate_member
 from jax_mtlser.evaluation.metrics import score
 from jax_mtlser.evaluation.predictions import Prediction, read_predictions, write_predictions
 from jax_mtlser.evaluation.protocols import draw_folds, folds_from_record, folds_record
@@ -221,6 +222,7 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder) 
         "seconds": {"compile": round(compile_seconds, 2), "train": round(trained.seconds, 2)},
         "audio_seconds_per_second": round(trained.audio_rate, 2),
         "metrics": _test_summary(predictions),
+        "calibration": _calibration(predictions, maps),
         "versions": runtime.versions(),
     }
     write_json(folder.result, result)
@@ -248,7 +250,7 @@ def _evaluate_member(experiment: Experiment, member: Member, folder: MemberFolde
     if changed:
         differences.append(f"{member.name}: {changed} of {len(predictions)} predictions changed")
     write_predictions(folder.predictions, predictions, maps.to_dict())
-    write_json(folder.result, {**result, "metrics": summary})
+    write_json(folder.result, {**result, "metrics": summary, "calibration": _calibration(predictions, maps)})
     return differences
 
 
@@ -263,6 +265,11 @@ def _predict(judge: Judge, member: Member, params: Any, corpus: Any) -> list[Pre
 
 def _test_summary(predictions: list[Prediction]) -> dict[str, float | None]:
     return score([p for p in predictions if p.part == "test"]).summary()
+
+
+def _calibration(predictions: list[Prediction], maps: LabelMaps) -> dict[str, Any] | None:
+    calibration = calibrate_member(predictions, maps.emotion)
+    return calibration and calibration.record()
 
 
 def _infeasible(experiment: Experiment, member: Member, vocabulary: Vocabulary | None) -> int:
