@@ -15,6 +15,11 @@ _COMMANDS = {
         "train:train_command",
     ),
     "eval": ("--workdir DIR", "judge a finished run again", "evaluate:eval_command"),
+    "compare": (
+        "RUN RUN [RUN ...] [--all-pairs] [--cluster COLUMN] [-o FILE]",
+        "do runs differ by more than chance?",
+        "compare:compare_command",
+    ),
     "export": (
         "--workdir DIR [--member NAME] --to FOLDER",
         "encoder in Hugging Face layout",

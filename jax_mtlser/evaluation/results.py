@@ -35,7 +35,7 @@ class _Member:
         return {key: self.result.get(key) for key in _COPIED} | {
             "metrics": self.test.summary(),
             "wa_interval": fold_interval(self.test.emotion),
-            "calibration": self.calibration and self.calibration.record(),
+            "calibration": self.calibration.record() if self.calibration else None,
         }
 
 

@@ -72,7 +72,8 @@ def cluster_confusions(
     place = {label: number for number, label in enumerate(labels)}
     _, cluster = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     counts = np.zeros((cluster.max(initial=-1) + 1, len(labels), len(labels)), np.int64)
-    np.add.at(counts, (cluster, [place[r] for r in reference], [place[p] for p in predicted]), 1)
+    rows, columns = (np.array([place[label] for label in said], int) for said in (reference, predicted))
+    np.add.at(counts, (cluster, rows, columns), 1)
     return counts
 
 
@@ -224,7 +225,9 @@ def corrected_resampled_t(differences: Sequence[float], test_train_ratio: float)
     """
     values = np.asarray(differences, float)
     if len(values) < 2:
-        raise StatisticsError(f"the corrected t-test needs the differences of two folds at the least, not {len(values)}")
+        raise StatisticsError(
+            f"the corrected t-test needs the differences of two folds at the least, not {len(values)}"
+        )
     mean, df = float(values.mean()), len(values) - 1
     if np.ptp(values) == 0:
         # No spread to judge a difference by; no difference is certain, though.

@@ -269,7 +269,7 @@ def _test_summary(predictions: list[Prediction]) -> dict[str, float | None]:
 
 def _calibration(predictions: list[Prediction], maps: LabelMaps) -> dict[str, Any] | None:
     calibration = calibrate_member(predictions, maps.emotion)
-    return calibration and calibration.record()
+    return calibration.record() if calibration else None
 
 
 def _infeasible(experiment: Experiment, member: Member, vocabulary: Vocabulary | None) -> int:

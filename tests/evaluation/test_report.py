@@ -355,7 +355,9 @@ def test_the_terminal_table_of_one_repeat_marks_absent_tasks():
     }
     protocol = {"kind": "grouped", "folds": 1, "repeats": 1, "seed": 0, "group_column": HOSTILE}
     results = {
-        "folds": [{"name": "[bold]x", "metrics": summary}],
+        "folds": [{"name": "[bold]x", "metrics": summary, "wa_interval": None}],
+        "intervals": None,
+        "calibration": None,
         "pooled": summary,
         "protocol": protocol,
         "repeats": {"values": [summary], "mean": summary, "std": dict.fromkeys(summary)},
