@@ -19,6 +19,8 @@ __all__ = ["BINS", "MemberCalibration", "Temperature", "Trust", "calibrate_membe
 BINS = 15
 # Beyond these a temperature says that there was nothing to fit it by.
 _LOWEST, _HIGHEST = 0.05, 20.0
+# A temperature from fewer is mostly noise, and makes probabilities worse as often as better.
+_FEWEST = 50
 # Softmax in float32 rounds small probabilities to 0; the logarithm takes them for the smallest normal number.
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
@@ -131,14 +133,16 @@ def fit_temperature(log_probabilities: Float[np.ndarray, "N C"], reference: Int[
     """The temperature with the smallest negative log-likelihood (Guo et al. 2017).
 
     In 1 / T the likelihood is convex, so its one minimum lies where the slope is 0. There is none where every
-    utterance is right (the surer the better) or where being wrong has no pattern (the less sure the better).
+    utterance is right (the surer the better) or where being wrong has no pattern (the less sure the better), and none
+    is given from fewer than 50 utterances.
 
     Args:
         log_probabilities: or logits, of a part that was not trained on.
         reference: class numbers.
     """
-    if not len(reference):
-        return Temperature(None, "no labelled utterance in the validation part")
+    if len(reference) < _FEWEST:
+        count = len(reference) or "no"
+        return Temperature(None, f"{count} labelled utterances in the validation part, fewer than {_FEWEST}")
     rows = np.arange(len(reference))
 
     def slope(inverse: float) -> float:

@@ -38,12 +38,12 @@ def calibration_rows(calibration: Mapping[str, Any]) -> list[tuple[str, list[str
 
 def calibration_sentence(calibration: Mapping[str, Any]) -> str:
     """What the calibration table shows, and which members have no temperature."""
-    text = "Lower is better. The temperature is fitted on each training's validation part and judged on its test part."
+    text = "Lower is better. A temperature is fitted on each training's validation part and judged on its test part."
     reasons: dict[str, list[str]] = {}
     for name, reason in calibration["without"].items():
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
-        text += f" No temperature for {', '.join(names)}: {reason}."
+        text += f" None for {', '.join(names)}: {reason}."
     return text
 
 

@@ -62,12 +62,14 @@ def choose_clusters(rows: Sequence[Prediction], column: str | None = None) -> Cl
         if problem := _problem(rows, column):
             others = ", ".join(f"{name} ({count:,})" for name, count in cluster_columns(rows).items())
             raise ClusterError(f"cannot resample by {column}: it {problem}; there are {others or 'no others'}")
-        return _clusters(rows, column, "asked for")
+        return _clusters(rows, column, "as asked")
     problems = {name: problem for name in _COLUMNS if (problem := _problem(rows, name))}
     chosen = next((name for name in _COLUMNS if name not in problems), UTTERANCE)
     tried = _COLUMNS[: _COLUMNS.index(chosen)] if chosen in _COLUMNS else _COLUMNS
     reasons = [f"{name} {problems[name]}" for name in tried]
-    return _clusters(rows, chosen, "; ".join(reasons) or f"the first of {', '.join(_COLUMNS)}")
+    return _clusters(
+        rows, chosen, f"as {', '.join(reasons)}" if reasons else "the first known of session, dialogue and speaker"
+    )
 
 
 def cluster_columns(rows: Sequence[Prediction]) -> dict[str, int]:

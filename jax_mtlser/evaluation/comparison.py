@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jax_mtlser.evaluation.clusters import Clusters, choose_clusters, cluster_columns
 from jax_mtlser.evaluation.paired_runs import ComparisonError, Paired, System, pair
@@ -16,7 +16,6 @@ from jax_mtlser.evaluation.statistics import (
     CorrectedT,
     Interval,
     McNemar,
-    bootstrap_p,
     cluster_confusions,
     confusion_scores,
     corrected_resampled_t,
@@ -25,6 +24,7 @@ from jax_mtlser.evaluation.statistics import (
     mcnemar,
     percentile_interval,
     resampled_scores,
+    swap_p,
 )
 
 __all__ = ["BestOf", "Comparison", "Difference", "PairComparison", "SystemScores", "compare"]
@@ -54,7 +54,7 @@ class Difference:
     Attributes:
         value: of the pooled scores.
         interval: cluster bootstrap, percentiles.
-        p: of the cluster bootstrap.
+        p: of swapping the runs in whole clusters.
         p_holm: corrected for the number of compared pairs.
         corrected_t: over folds; None where the runs do not share two folds at the least.
         corrected_t_holm: its p-value, corrected.
@@ -116,7 +116,7 @@ class Comparison:
         folds: shared folds, by name; empty where the runs were paired by utterance.
         test_train_ratio: of the corrected t-test; None without it.
         cluster_column, cluster_count, cluster_title, cluster_reason: what was resampled, and why.
-        level, draws, seed: of the bootstrap.
+        level, draws, seed: of the bootstrap and of swapping.
         pairs: the comparisons, among which Holm's correction was made.
         best_of: by metric; empty for two runs.
         warnings: what makes the numbers surer than they should be.
@@ -158,7 +158,7 @@ def compare(
         cluster: column to resample by; None: see :func:`~jax_mtlser.evaluation.clusters.choose_clusters`.
         all_pairs: every run with every other.
         common_only: leave out utterances that not all were tested on.
-        draws, seed: of the bootstrap.
+        draws, seed: of the bootstrap and of swapping.
 
     Raises:
         ComparisonError: fewer than two systems, or other utterances tested.
@@ -168,27 +168,19 @@ def compare(
         raise ComparisonError("a comparison needs two runs at the least; name another run folder")
     paired = pair(systems, common_only=common_only)
     clusters = choose_clusters(paired.rows, cluster)
-    labels = sorted({*paired.reference, *itertools.chain.from_iterable(paired.predicted)})
-    confusions = np.array(
-        [cluster_confusions(paired.reference, said, clusters.names, labels) for said in paired.predicted]
-    )
-    pooled = confusion_scores(confusions.sum(axis=1))
-    samples = resampled_scores(confusions, draws=draws, seed=seed)
-    # With a single fold there is no spread over folds.
-    resampled = len(paired.folds) > 1
-    ratio, folds = (paired.test_train_ratio(), _fold_scores(paired, labels)) if resampled else (None, None)
-    chosen = itertools.combinations(range(len(systems)), 2)
-    pairs = [_compare_pair(paired, ab, pooled, samples, folds, ratio) for ab in chosen if all_pairs or ab[0] == 0]
+    evidence = _Evidence.of(paired, clusters, draws=draws, seed=seed)
+    places = itertools.combinations(range(len(systems)), 2)
+    pairs = [evidence.compare(a, b) for a, b in places if all_pairs or a == 0]
     return Comparison(
         systems=[
             SystemScores(s.name, str(s.path), s.fold_hash, dict(zip(METRICS, map(float, row), strict=True)))
-            for s, row in zip(systems, pooled, strict=True)
+            for s, row in zip(systems, evidence.pooled, strict=True)
         ],
         predictions=len(paired.rows),
         utterances=len({row.id for row in paired.rows}),
         repeats=paired.repeats,
         folds=[f"r{repeat}_f{fold}" for repeat, fold in paired.folds],
-        test_train_ratio=ratio,
+        test_train_ratio=evidence.test_train_ratio,
         cluster_column=clusters.column,
         cluster_count=clusters.count,
         cluster_title=clusters.title,
@@ -197,47 +189,103 @@ def compare(
         draws=draws,
         seed=seed,
         pairs=_corrected(pairs),
-        best_of=_best_of(systems, pooled, samples) if len(systems) > 2 else {},
+        best_of=evidence.best_of() if len(systems) > 2 else {},
         warnings=_warnings(clusters, paired, cluster),
         notes=list(paired.notes),
     )
 
 
-def _fold_scores(paired: Paired, labels: Sequence[str]) -> Float[np.ndarray, "R F 3"]:
-    """Scores by system and shared fold, in the order of ``paired.folds``."""
-    place = {fold: number for number, fold in enumerate(paired.folds)}
-    # Sorted by name, so the numbers are written with leading zeros.
-    names = [f"{place[row.repeat, row.fold]:08d}" for row in paired.rows]
-    return np.array(
-        [confusion_scores(cluster_confusions(paired.reference, said, names, labels)) for said in paired.predicted]
-    )
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Evidence:
+    """What every pair is judged by.
 
+    Attributes:
+        paired: the runs' predictions.
+        confusions: by system and cluster.
+        pooled: scores by system.
+        samples: bootstrapped scores by draw and system.
+        fold_scores: by system and shared fold; None where there are not two of them.
+        test_train_ratio: None likewise.
+        draws, seed: of the bootstrap and of swapping.
+    """
 
-def _compare_pair(
-    paired: Paired,
-    places: tuple[int, int],
-    pooled: Float[np.ndarray, "R 3"],
-    samples: Float[np.ndarray, "draws R 3"],
-    folds: Float[np.ndarray, "R F 3"] | None,
-    ratio: float | None,
-) -> PairComparison:
-    """One pair, not yet corrected for the number of pairs."""
-    a, b = places
-    differences = {}
-    for column, metric in enumerate(METRICS):
-        drawn = samples[:, b, column] - samples[:, a, column]
-        p = bootstrap_p(drawn)
-        t = None
-        if folds is not None and ratio is not None:
-            t = corrected_resampled_t(folds[b, :, column] - folds[a, :, column], ratio)
-        value = float(pooled[b, column] - pooled[a, column])
-        differences[metric] = Difference(value, percentile_interval(drawn), p, p, t, t.p if t else None)
-    first, second = paired.predicted[a], paired.predicted[b]
-    # One repeat only: counting an utterance once per repeat would pretend that there are more of them.
-    own = [(row.emotion == x, row.emotion == y) for row, x, y in zip(paired.rows, first, second, strict=True)
-           if row.repeat == paired.repeats[0]]  # fmt: skip
-    test = mcnemar(sum(x and not y for x, y in own), sum(y and not x for x, y in own))
-    return PairComparison(paired.systems[a].name, paired.systems[b].name, differences, test, test.p)
+    paired: Paired
+    confusions: Int[np.ndarray, "R G C C"]
+    pooled: Float[np.ndarray, "R 3"]
+    samples: Float[np.ndarray, "draws R 3"]
+    fold_scores: Float[np.ndarray, "R F 3"] | None
+    test_train_ratio: float | None
+    draws: int
+    seed: int
+
+    @classmethod
+    def of(cls, paired: Paired, clusters: Clusters, *, draws: int, seed: int) -> "_Evidence":
+        labels = sorted({*paired.reference, *itertools.chain.from_iterable(paired.predicted)})
+
+        def divided(names: Sequence[str]) -> Int[np.ndarray, "R G C C"]:
+            return np.array([cluster_confusions(paired.reference, said, names, labels) for said in paired.predicted])
+
+        confusions = divided(clusters.names)
+        resampled = len(paired.folds) > 1
+        return cls(
+            paired=paired,
+            confusions=confusions,
+            pooled=confusion_scores(confusions.sum(axis=1)),
+            samples=resampled_scores(confusions, draws=draws, seed=seed),
+            fold_scores=confusion_scores(divided([f"r{row.repeat}_f{row.fold}" for row in paired.rows]))
+            if resampled
+            else None,
+            test_train_ratio=paired.test_train_ratio() if resampled else None,
+            draws=draws,
+            seed=seed,
+        )
+
+    def compare(self, a: int, b: int) -> PairComparison:
+        """Two systems by number, not yet corrected for the number of pairs."""
+        p_values = swap_p(self.confusions[a], self.confusions[b], draws=self.draws, seed=self.seed)
+        differences = {}
+        for column, metric in enumerate(METRICS):
+            t = self._corrected_t(a, b, column)
+            p = float(p_values[column])
+            differences[metric] = Difference(
+                value=float(self.pooled[b, column] - self.pooled[a, column]),
+                interval=percentile_interval(self.samples[:, b, column] - self.samples[:, a, column]),
+                p=p,
+                p_holm=p,
+                corrected_t=t,
+                corrected_t_holm=t.p if t else None,
+            )
+        test = self._mcnemar(a, b)
+        return PairComparison(self.paired.systems[a].name, self.paired.systems[b].name, differences, test, test.p)
+
+    def _corrected_t(self, a: int, b: int, column: int) -> CorrectedT | None:
+        if self.fold_scores is None or self.test_train_ratio is None:
+            return None
+        by_fold = self.fold_scores[b, :, column] - self.fold_scores[a, :, column]
+        return corrected_resampled_t(by_fold.tolist(), self.test_train_ratio)
+
+    def _mcnemar(self, a: int, b: int) -> McNemar:
+        """On one repeat: counting an utterance once for each would pretend that there are more of them."""
+        right = [
+            (row.emotion == first, row.emotion == second)
+            for row, first, second in zip(
+                self.paired.rows, self.paired.predicted[a], self.paired.predicted[b], strict=True
+            )
+            if row.repeat == self.paired.repeats[0]
+        ]
+        return mcnemar(sum(x and not y for x, y in right), sum(y and not x for x, y in right))
+
+    def best_of(self) -> dict[str, BestOf]:
+        found = {}
+        names, count = [system.name for system in self.paired.systems], len(self.pooled)
+        for column, metric in enumerate(METRICS):
+            scores, drawn = self.pooled[:, column], self.samples[:, :, column]
+            variances = [np.var(drawn[:, b] - drawn[:, a]) for a, b in itertools.combinations(range(count), 2)]
+            noise = float(np.sqrt(np.mean(variances) / 2))
+            best = int(scores.argmax())
+            gain = float(scores[best] - scores.mean())
+            found[metric] = BestOf(names[best], gain, noise, noise * expected_maximum(count))
+        return found
 
 
 def _corrected(pairs: Sequence[PairComparison]) -> list[PairComparison]:
@@ -257,20 +305,6 @@ def _corrected(pairs: Sequence[PairComparison]) -> list[PairComparison]:
         dataclasses.replace(one, differences=differences, mcnemar_holm=p)
         for one, differences, p in zip(pairs, corrected, adjusted, strict=True)
     ]
-
-
-def _best_of(
-    systems: Sequence[System], pooled: Float[np.ndarray, "R 3"], samples: Float[np.ndarray, "draws R 3"]
-) -> dict[str, BestOf]:
-    found = {}
-    for column, metric in enumerate(METRICS):
-        scores, drawn = pooled[:, column], samples[:, :, column]
-        variances = [np.var(drawn[:, b] - drawn[:, a]) for a, b in itertools.combinations(range(len(systems)), 2)]
-        noise = float(np.sqrt(np.mean(variances) / 2))
-        best = int(scores.argmax())
-        gain = float(scores[best] - scores.mean())
-        found[metric] = BestOf(systems[best].name, gain, noise, noise * expected_maximum(len(systems)))
-    return found
 
 
 def _warnings(clusters: Clusters, paired: Paired, asked: str | None) -> list[str]:

@@ -58,8 +58,8 @@ def _pair_rows(one: PairComparison, *, corrected: bool) -> list[list[Text]]:
     differences = [one.differences[metric] for metric in METRICS]
     rows = [
         [f"{one.second} − {one.first}", *(f"{100 * d.value:+.2f}" for d in differences)],
-        ["  95 % interval", *(f"{100 * d.interval.low:+.2f} to {100 * d.interval.high:+.2f}" for d in differences)],
-        ["  p, cluster bootstrap", *(_p(d.p_holm if corrected else d.p) for d in differences)],
+        ["  95 % interval", *(f"{100 * d.interval.low:+.1f} to {100 * d.interval.high:+.1f}" for d in differences)],
+        ["  p, clusters swapped", *(_p(d.p_holm if corrected else d.p) for d in differences)],
     ]
     tests = [d.corrected_t for d in differences]
     if any(tests):
@@ -67,7 +67,7 @@ def _pair_rows(one: PairComparison, *, corrected: bool) -> list[list[Text]]:
             _p(d.corrected_t_holm) if corrected else _p(t.p if t else None)
             for d, t in zip(differences, tests, strict=True)
         ]
-        rows.append(["  p, corrected t over folds", *cells])
+        rows.append(["  p, corrected t of folds", *cells])
     rows.append(["  p, McNemar", _p(one.mcnemar_holm if corrected else one.mcnemar.p), _ABSENT, _ABSENT])
     styled = [[Text(cell, style="bold") for cell in rows[0]], *([Text(cell) for cell in row] for row in rows[1:])]
     return styled
@@ -80,9 +80,12 @@ def _p(value: float | None) -> str:
 
 
 def _explanations(c: Comparison) -> list[str]:
+    ways = 2**c.cluster_count
+    swaps = f"all {ways:,} ways" if ways <= c.draws else f"{c.draws:,} random ways"
     lines = [
-        f"Per cent, differences in points. Bootstrap: {c.draws:,} times {c.cluster_title} drawn anew, the same for every "
-        f"run ({c.cluster_reason})."
+        f"Per cent, differences in points. Intervals: {c.cluster_title} drawn anew {c.draws:,} times, the same for every "
+        f"run ({c.cluster_reason}). Clusters swapped: share of {swaps} of swapping the two runs in whole clusters that "
+        f"make as large a difference{f'; at the least {2 / ways:.3g}' if ways <= c.draws else ''}."
     ]
     if c.test_train_ratio is not None:
         lines.append(
@@ -141,8 +144,8 @@ def _csv(comparison: Comparison) -> str:
             "difference": d.value,
             "low": d.interval.low,
             "high": d.interval.high,
-            "p_bootstrap": d.p,
-            "p_bootstrap_holm": d.p_holm,
+            "p_swap": d.p,
+            "p_swap_holm": d.p_holm,
             "t": d.corrected_t and d.corrected_t.statistic,
             "df": d.corrected_t and d.corrected_t.df,
             "p_corrected_t": d.corrected_t and d.corrected_t.p,
