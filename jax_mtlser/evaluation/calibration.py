@@ -149,10 +149,10 @@ def fit_temperature(log_probabilities: Float[np.ndarray, "N C"], reference: Int[
         shares = special.softmax(inverse * log_probabilities, axis=1)
         return float(((shares * log_probabilities).sum(axis=1) - log_probabilities[rows, reference]).mean())
 
-    if slope(1 / _LOWEST) <= 0:
-        return Temperature(None, "the model is right on the whole validation part, or nearly so: no error to fit it by")
     if slope(1 / _HIGHEST) >= 0:
         return Temperature(None, "on the validation part the probabilities tell no more than chance")
+    if slope(1 / _LOWEST) <= 0:
+        return Temperature(None, "the model is right on the whole validation part, or nearly so: no error to fit it by")
     return Temperature(1 / float(optimize.brentq(slope, 1 / _HIGHEST, 1 / _LOWEST, xtol=1e-12)))
 
 
