@@ -220,10 +220,11 @@ class _Evidence:
 
     @classmethod
     def of(cls, paired: Paired, clusters: Clusters, *, draws: int, seed: int) -> "_Evidence":
-        labels = sorted({*paired.reference, *itertools.chain.from_iterable(paired.predicted)})
+        reference = paired.reference
+        labels = sorted({*reference, *itertools.chain.from_iterable(paired.predicted)})
 
         def divided(names: Sequence[str]) -> Int[np.ndarray, "R G C C"]:
-            return np.array([cluster_confusions(paired.reference, said, names, labels) for said in paired.predicted])
+            return np.array([cluster_confusions(reference, said, names, labels) for said in paired.predicted])
 
         confusions = divided(clusters.names)
         resampled = len(paired.folds) > 1
@@ -266,12 +267,13 @@ class _Evidence:
 
     def _mcnemar(self, a: int, b: int) -> McNemar:
         """On one repeat: counting an utterance once for each would pretend that there are more of them."""
+        repeat = self.paired.repeats[0]
         right = [
             (row.emotion == first, row.emotion == second)
             for row, first, second in zip(
                 self.paired.rows, self.paired.predicted[a], self.paired.predicted[b], strict=True
             )
-            if row.repeat == self.paired.repeats[0]
+            if row.repeat == repeat
         ]
         return mcnemar(sum(x and not y for x, y in right), sum(y and not x for x, y in right))
 
