@@ -30,6 +30,11 @@ _COMMANDS = {
         "emotion and gender of recordings, as a table or timeline",
         "predict:predict_command",
     ),
+    "compare": (
+        "RUN RUN [RUN ...] [--all-pairs] [--cluster COLUMN] [-o FILE]",
+        "do runs differ by more than chance?",
+        "compare:compare_command",
+    ),
     "export": (
         "--workdir DIR [--member NAME] --to FOLDER",
         "encoder in Hugging Face layout",

@@ -17,6 +17,13 @@ from rich.text import Text
 
 from jax_mtlser.corpora.manifest import read_manifest
 from jax_mtlser.evaluation import figures
+from jax_mtlser.evaluation.certainty_text import (
+    calibration_rows,
+    calibration_sentence,
+    interval_sentence,
+    interval_text,
+    print_certainty,
+)
 from jax_mtlser.evaluation.leakage_report import leakage_rows, print_leakage
 from jax_mtlser.evaluation.metrics import SUMMARY_KEYS, ConfusionSums, mean_and_std
 from jax_mtlser.evaluation.protocol_text import protocol_sentence, protocol_title, protocol_warnings
@@ -49,12 +56,15 @@ _LONG_NAMES = {
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
     """Print the dict of :func:`gather_results` as a table, in per cent of test utterances or words."""
-    table = Table(box=box.SIMPLE, title=Text(protocol_title(results["protocol"])), title_justify="left")
+    intervals = results["intervals"]
+    heading = Text(protocol_title(results["protocol"]))
+    table = Table(box=box.SIMPLE, collapse_padding=True, title=heading, title_justify="left")
     table.add_column("")
     for key in SUMMARY_KEYS:
         table.add_column(_SHORT_NAMES[key], justify="right", no_wrap=True)
+    table.add_column("WA 95 %", justify="right", no_wrap=True)
     for fold in results["folds"]:
-        table.add_row(Text(fold["name"]), *_percents(fold["metrics"]))
+        table.add_row(Text(fold["name"]), *_percents(fold["metrics"]), interval_text(fold["wa_interval"]))
     repeats = results["repeats"]
     table.add_section()
     if len(repeats["values"]) > 1:
@@ -65,9 +75,11 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
             for key in SUMMARY_KEYS
         ]
         table.add_row(f"mean of {len(repeats['values'])} repeats\n± std", *spread, style="bold")
-    table.add_row("pooled", *_percents(results["pooled"]), style="bold")
+    pooled = interval_text(intervals and intervals["wa"])
+    table.add_row("pooled", *_percents(results["pooled"]), pooled, style="bold")
     console.print(table)
     console.print("Per cent. WA: accuracy. UA: mean recall over emotions. WER: lower is better.")
+    print_certainty(results, console)
     if results["missing"]:
         console.print(Text(f"Not finished: {', '.join(results['missing'])}", style="yellow"))
     for title, warning in protocol_warnings(results["protocol"]).items():
@@ -104,6 +116,10 @@ def write_report(run: RunFolder) -> Path:
         leakage=results["leakage"],
         leakage_rows=leakage_rows(results["leakage"], {"this model": results["pooled"]}) if results["leakage"] else [],
         groups=results["groups"],
+        intervals=results["intervals"],
+        interval_note=results["intervals"] and interval_sentence(results["intervals"]),
+        calibration=calibration_rows(results["calibration"]) if results["calibration"] else [],
+        calibration_note=results["calibration"] and calibration_sentence(results["calibration"]),
         folds=results["folds"],
         fold_moments=_moments([fold["metrics"] for fold in results["folds"]]),
         repeats=results["repeats"],
@@ -132,6 +148,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = _percent
+    environment.filters["interval"] = interval_text
     environment.filters["plain"] = _plain
     return environment
 

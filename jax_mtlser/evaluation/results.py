@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_mtlser.config import ProtocolConfig, from_dict, to_dict
+from jax_mtlser.evaluation.calibration import MemberCalibration, calibrate_member
+from jax_mtlser.evaluation.certainty import calibration_record, fold_interval, interval_record
 from jax_mtlser.evaluation.group_scores import GroupSums, group_columns, merged_groups, score_groups, summarised_groups
 from jax_mtlser.evaluation.leakage_report import gather_leakage, verdict
 from jax_mtlser.evaluation.metrics import SUMMARY_KEYS, TaskMetrics, mean_and_std, score
-from jax_mtlser.evaluation.predictions import read_predictions
+from jax_mtlser.evaluation.predictions import Prediction, read_predictions
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json
 
-__all__ = ["ResultsError", "gather_results", "protocol_summary"]
+__all__ = ["ResultsError", "gather_results", "protocol_summary", "read_finished"]
 
 
 _COPIED = ("name", "repeat", "fold", "seed", "epochs", "selected_epoch", "counts", "parameters", "seconds",
@@ -25,14 +27,20 @@ class ResultsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class _Member:
-    """A finished member: its ``result.json`` and the sums over its test predictions, also by group."""
+    """A finished member: its ``result.json``, its test predictions and the sums over them, also by group."""
 
     result: Mapping[str, Any]
+    tested: Sequence[Prediction]
     test: TaskMetrics
     groups: GroupSums
+    calibration: MemberCalibration | None
 
     def entry(self) -> dict[str, Any]:
-        return {key: self.result.get(key) for key in _COPIED} | {"metrics": self.test.summary()}
+        return {key: self.result.get(key) for key in _COPIED} | {
+            "metrics": self.test.summary(),
+            "wa_interval": fold_interval(self.test.emotion),
+            "calibration": self.calibration.record() if self.calibration else None,
+        }
 
 
 def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dict[str, Any]:
@@ -51,7 +59,10 @@ def gather_results(run: RunFolder, expected: Sequence[str] | None = None) -> dic
           repeat);
         - ``confusion``: ``labels`` and ``matrix`` (rows: reference) of emotion, pooled likewise; None
           without predictions;
-        - ``folds``: one entry per member, with ``metrics``;
+        - ``intervals``: of pooled WA, UA and macro F1, see :func:`~jax_mtlser.evaluation.certainty.interval_record`;
+        - ``calibration``: see :func:`~jax_mtlser.evaluation.certainty.calibration_record`;
+        - ``folds``: one entry per member, with ``metrics``, ``wa_interval`` (Wilson, 95 %) and ``calibration``, see
+          :meth:`~jax_mtlser.evaluation.calibration.MemberCalibration.record`;
         - ``repeats``: ``complete`` and ``incomplete`` list repeat numbers; ``values`` has a summary for each
           complete one, pooled over its folds; ``mean`` and ``std`` are over ``values``;
         - ``optimistic``: whether a member's epoch was chosen on its test part;
@@ -97,6 +108,8 @@ def _scores(run: RunFolder, members: Sequence[_Member], folds: Mapping[str, Any]
         "pooled": pooled.summary(),
         "confusion": pooled.emotion
         and {"labels": list(pooled.emotion.labels), "matrix": pooled.emotion.matrix.tolist()},
+        "intervals": interval_record([row for member in members for row in member.tested]),
+        "calibration": calibration_record({member.result["name"]: member.calibration for member in members}),
         "folds": [member.entry() for member in members],
         "repeats": _repeats(members, folds),
         "groups": summarised_groups(merged_groups(member.groups for member in members)),
@@ -104,14 +117,25 @@ def _scores(run: RunFolder, members: Sequence[_Member], folds: Mapping[str, Any]
     }
 
 
-def _read_member(folder: MemberFolder, columns: Sequence[str]) -> _Member:
+def read_finished(folder: MemberFolder) -> tuple[dict[str, Any], list[Prediction]]:
+    """The ``result.json`` and the predictions of a finished member.
+
+    Raises:
+        ResultsError: it has no predictions.
+    """
     result = read_json(folder.result)
     if not folder.predictions.is_file():
         raise ResultsError(
             f"{folder.path} is finished but has no {folder.predictions.name}; delete it to train it again"
         )
-    test = [row for row in read_predictions(folder.predictions) if row.part == "test"]
-    return _Member(result, score(test, result["labels"]), score_groups(test, columns))
+    return result, read_predictions(folder.predictions)
+
+
+def _read_member(folder: MemberFolder, columns: Sequence[str]) -> _Member:
+    result, predictions = read_finished(folder)
+    tested = [row for row in predictions if row.part == "test"]
+    calibration = calibrate_member(predictions, result["labels"]["emotion"])
+    return _Member(result, tested, score(tested, result["labels"]), score_groups(tested, columns), calibration)
 
 
 def _require_distinct(members: Sequence[_Member]) -> None:

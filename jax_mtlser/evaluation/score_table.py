@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy import integrate, stats
-
 from jax_mtlser.evaluation.metrics import SUMMARY_KEYS
 from jax_mtlser.evaluation.published import Published
+from jax_mtlser.evaluation.statistics import expected_maximum
 from jax_mtlser.run_folder import write_text
 
-__all__ = ["SHORT_NAMES", "ScoreRow", "best_of", "expected_maximum", "numeric_axes", "rows_of", "write_tables"]
+__all__ = ["SHORT_NAMES", "ScoreRow", "best_of", "numeric_axes", "rows_of", "write_tables"]
 
 SHORT_NAMES = {"wa": "WA", "ua": "UA", "macro_f1": "Macro F1", "gender_accuracy": "Gender", "speaker_accuracy": "Speaker",
           "wer": "WER"}  # fmt: skip
@@ -97,12 +96,6 @@ def numeric_axes(rows: Sequence[ScoreRow]) -> dict[str, list[float]]:
     crossings = {tuple(row.settings[path] for path in varied) for row in rows}
     full = len(crossings) == len(rows) == math.prod(len(own) for own in varied.values())
     return {path: sorted(own) for path, own in varied.items()} if full else {}
-
-
-def expected_maximum(count: int) -> float:
-    """Mean of the largest of ``count`` independent standard normal numbers: 1.82 for 18."""
-    density = lambda x: x * count * stats.norm.pdf(x) * stats.norm.cdf(x) ** (count - 1)
-    return float(integrate.quad(density, -12, 12)[0])
 
 
 def best_of(rows: Sequence[ScoreRow]) -> str | None:

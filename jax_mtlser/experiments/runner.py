@@ -16,8 +16,10 @@ from jax_mtlser import runtime
 from jax_mtlser.config import Config, ConfigError, from_dict, to_dict, validate
 from jax_mtlser.corpora.manifest import write_manifest
 from jax_mtlser.data.duplicates import first_copies
+from jax_mtlser.data.labels import LabelMaps
 from jax_mtlser.data.packed import write_skipped
 from jax_mtlser.data.vocabulary import Vocabulary, min_frames
+from jax_mtlser.evaluation.calibration import calibrate_member
 from jax_mtlser.evaluation.experiment_report import print_experiment, write_experiment_report
 from jax_mtlser.evaluation.leakage import LeakageMeter, leakage_record
 from jax_mtlser.evaluation.metrics import score
@@ -274,6 +276,7 @@ def _train_member(experiment: Experiment, member: Member, folder: MemberFolder, 
         "seconds": {"compile": round(compile_seconds, 2), "train": round(trained.seconds, 2)},
         "audio_seconds_per_second": round(trained.audio_rate, 2),
         "metrics": _test_summary(predictions),
+        "calibration": _calibration(predictions, maps),
         "versions": runtime.versions(),
     }
     still_ours()
@@ -287,7 +290,9 @@ def _evaluate_member(experiment: Experiment, member: Member, folder: MemberFolde
     predictions = _predict(loaded.judge, member, loaded.params, loaded.corpus)
     differences = differences_to_stored(folder, predictions)
     write_predictions(folder.predictions, predictions, loaded.judge.maps.to_dict())
-    write_json(folder.result, {**read_json(folder.result), "metrics": _test_summary(predictions)})
+    maps = loaded.judge.maps
+    recomputed = {"metrics": _test_summary(predictions), "calibration": _calibration(predictions, maps)}
+    write_json(folder.result, {**read_json(folder.result), **recomputed})
     return differences
 
 
@@ -317,6 +322,11 @@ def _predict(judge: Judge, member: Member, params: Any, corpus: Any) -> list[Pre
 
 def _test_summary(predictions: list[Prediction]) -> dict[str, float | None]:
     return score([p for p in predictions if p.part == "test"]).summary()
+
+
+def _calibration(predictions: list[Prediction], maps: LabelMaps) -> dict[str, Any] | None:
+    calibration = calibrate_member(predictions, maps.emotion)
+    return calibration.record() if calibration else None
 
 
 def _infeasible(experiment: Experiment, member: Member, vocabulary: Vocabulary | None) -> int:

@@ -15,6 +15,7 @@ from rich.console import Console
 from jax_mtlser.config import Config, CorpusConfig, CorpusKind, ProtocolConfig, ProtocolKind, to_dict
 from jax_mtlser.corpora.manifest import Manifest, Utterance, write_manifest
 from jax_mtlser.evaluation import figures
+from jax_mtlser.evaluation.certainty_text import calibration_rows
 from jax_mtlser.evaluation.leakage import RECORDING, Leakage
 from jax_mtlser.evaluation.metrics import ConfusionSums
 from jax_mtlser.evaluation.predictions import Prediction, write_predictions
@@ -233,6 +234,29 @@ def test_the_page_says_what_the_results_say(repeated):
     assert "0f" * 32 in text
 
 
+def test_page_and_terminal_say_how_sure_the_numbers_are(repeated):
+    results, page = gather_results(repeated[0]), _text(repeated[1])
+    shown = re.sub(r"\s+", " ", _printed(results))
+    intervals, before = results["intervals"], results["calibration"]["before"]
+    for text in (page, shown):
+        for low, high in [intervals["wa"], intervals["ua"], *(fold["wa_interval"] for fold in results["folds"])]:
+            assert f"{100 * low:.1f}–{100 * high:.1f}" in text
+        assert "resampling 5 speakers 10,000 times (as session is not known, dialogue is not known)" in text
+        assert "5 speakers are few" in text
+        assert f"as trained {100 * before['ece']:.2f} {before['brier']:.3f} {before['nll']:.3f}" in text
+        assert "no labelled utterances in the validation part" in text
+
+
+def test_the_temperature_stands_beside_what_it_changes():
+    scores = {"count": 9, "ece": 0.12, "brier": 0.5, "nll": 1.25}
+    calibration = {"before": scores, "after": {**scores, "ece": 0.034, "nll": 1.0}, "without": {}}
+    rows = calibration_rows({**calibration, "temperatures": {"r0_f0": 1.5, "r0_f1": 0.9}})
+    assert rows == [
+        ("as trained", ["12.00", "0.500", "1.250"]),
+        ("with temperature 0.90–1.50", ["3.40", "0.500", "1.000"]),
+    ]
+
+
 def test_the_page_describes_corpus_settings_and_versions(repeated):
     text = _text(repeated[1])
     assert "60 utterances" in text
@@ -362,7 +386,9 @@ def test_the_terminal_table_of_one_repeat_marks_absent_tasks():
     protocol = to_dict(ProtocolConfig(kind=ProtocolKind.GROUPED, folds=1, group_column=HOSTILE))
     protocol |= {"selection": "last", "notes": []}
     results = {
-        "folds": [{"name": "[bold]x", "metrics": summary}],
+        "folds": [{"name": "[bold]x", "metrics": summary, "wa_interval": None}],
+        "intervals": None,
+        "calibration": None,
         "pooled": summary,
         "protocol": protocol,
         "repeats": {"values": [summary], "mean": summary, "std": dict.fromkeys(summary)},

@@ -1,8 +1,10 @@
 """Members are put together from their predictions, and from nothing else."""
 
 import json
+import math
 
 import pytest
+from scipy import stats
 
 from jax_mtlser.config import Config, CorpusConfig, CorpusKind, to_dict
 from jax_mtlser.evaluation.metrics import SUMMARY_KEYS
@@ -77,6 +79,35 @@ def test_pooled_is_over_utterances_and_not_the_mean_of_members(run):
     assert results["pooled"]["wer"] is None
 
 
+def test_folds_and_pooled_scores_have_intervals(run):
+    add_member(run, 0, 0, correct=9, wrong=1)
+    add_member(run, 0, 1, correct=0, wrong=2)
+    results = gather_results(run)
+    for fold, hits, count in zip(results["folds"], (9, 0), (10, 2), strict=True):
+        wanted = stats.binomtest(hits, count).proportion_ci(method="wilson")
+        assert fold["wa_interval"] == pytest.approx(list(wanted))
+    intervals = results["intervals"]
+    # Without groups each of the 12 utterances is one cluster, so counts of right ones are binomial.
+    assert (intervals["column"], intervals["clusters"], intervals["draws"]) == ("utterance", 12, 10_000)
+    assert intervals["wa"] == pytest.approx([q / 12 for q in stats.binom(12, 0.75).ppf([0.025, 0.975])])
+    assert "Every utterance counts as independent" in intervals["warning"]
+
+
+def test_temperatures_come_from_the_validation_predictions(run):
+    add_member(run, 0, 0, correct=40, wrong=20)
+    add_member(run, 0, 1, correct=5, wrong=5)
+    results = gather_results(run)
+    first, second = (fold["calibration"] for fold in results["folds"])
+    # Even probabilities: no temperature changes them.
+    assert (first["temperature"], first["validation"]["count"]) == (None, 60)
+    assert "no more than chance" in first["reason"]
+    assert first["test"]["nll"] == pytest.approx(math.log(2))
+    assert second["reason"] == "10 labelled utterances in the validation part, fewer than 50"
+    assert results["calibration"]["before"]["count"] == 70
+    assert results["calibration"]["after"] is None
+    assert set(results["calibration"]["without"]) == {"r0_f0", "r0_f1"}
+
+
 def test_repeats_are_pooled_over_their_folds(run):
     add_member(run, 0, 0, correct=3, wrong=1)
     add_member(run, 0, 1, correct=3, wrong=1)
@@ -140,7 +171,7 @@ def test_members_are_ordered_by_number_and_not_by_name(run):
 def test_nothing_finished_yet(run):
     results = gather_results(run, expected=["r0_f0"])
     assert results["pooled"] == dict.fromkeys(SUMMARY_KEYS)
-    assert results["confusion"] is None
+    assert results["confusion"] is results["intervals"] is results["calibration"] is None
     assert (results["folds"], results["missing"]) == ([], ["r0_f0"])
 
 

@@ -56,8 +56,12 @@ def test_a_run_folder_holds_everything_the_report_needs(finished, corpus):
     assert "broken" in run.skipped.read_text()
     assert "1 left out" in output
     assert (run.report / "index.html").exists()
-    for name in ("r0_f0", "r0_f1"):
+    assert results["intervals"]["column"] == "session"
+    for name, fold in zip(("r0_f0", "r0_f1"), results["folds"], strict=True):
         member = run.member(name)
+        calibration = read_json(member.result)["calibration"]
+        assert calibration == fold["calibration"]
+        assert calibration["reason"] == "3 labelled utterances in the validation part, fewer than 50"
         assert not member.checkpoints.exists()
         lines = list(read_json_lines(member.metrics))
         assert [line["epoch"] for line in lines if line["kind"] == "validation"] == [1, 2]
