@@ -16,6 +16,15 @@ from rich.text import Text
 from jax_mtlser.evaluation import figures
 from jax_mtlser.evaluation.metrics import SUMMARY_KEYS, TaskMetrics, mean_and_std, score
 from jax_mtlser.evaluation.predictions import Prediction
+from jax_mtlser.evaluation.statistics import (
+    DRAWS,
+    LEVEL,
+    METRICS,
+    cluster_confusions,
+    confusion_scores,
+    percentile_interval,
+    resampled_scores,
+)
 from jax_mtlser.run_folder import write_json, write_text
 
 __all__ = [
@@ -28,9 +37,8 @@ __all__ = [
     "write_robustness",
 ]
 
-_DRAWS = 2_000
-_LEVEL = 0.95
 _FEWEST_CLUSTERS = 5  # resampled, fewer give little more than their own smallest and largest difference
+_COMPARED = {METRICS.index(key): key for key in ("wa", "ua")}
 _COLUMNS = {"wa": "WA", "ua": "UA", "macro_f1": "F1", "gender_accuracy": "Gender", "wer": "WER"}
 
 
@@ -94,35 +102,19 @@ def difference_from(
         return None
     if any((before.member, before.id) != (after.member, after.id) for before, after in pairs):
         raise ValueError("the two sides of a paired comparison must be the same utterances in the same order")
-    groups, group = np.unique([getattr(before, clusters) for before, _ in pairs], return_inverse=True)
-    classes, label = np.unique([before.emotion for before, _ in pairs], return_inverse=True)
-
-    def summed(values: Sequence[float]) -> np.ndarray:
-        """Sums over the utterances of each cluster and class."""
-        total = np.zeros((len(groups), len(classes)))
-        np.add.at(total, (group, label), values)
-        return total
-
-    count = summed([1.0] * len(pairs))
-    correct = [summed([float(pair[side].emotion == pair[side].emotion_predicted) for pair in pairs]) for side in (0, 1)]
-    whole = _differences(np.ones((1, len(groups))), count, *correct)
-    found = {key: Difference(float(values[0]), None, None) for key, values in whole.items()}
-    if len(groups) >= _FEWEST_CLUSTERS:
-        random = np.random.Generator(np.random.PCG64(0))
-        drawn = random.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=_DRAWS)
-        ends = (100 * (1 - _LEVEL) / 2, 100 * (1 + _LEVEL) / 2)
-        for key, values in _differences(drawn, count, *correct).items():
-            low, high = np.percentile(values, ends)
-            found[key] = Difference(found[key].value, float(low), float(high))
+    reference = [before.emotion or "" for before, _ in pairs]
+    said = [[pair[side].emotion_predicted or "" for pair in pairs] for side in (0, 1)]
+    labels = sorted({*reference, *said[0], *said[1]})
+    names = [getattr(before, clusters) for before, _ in pairs]
+    confusions = np.array([cluster_confusions(reference, predicted, names, labels) for predicted in said])
+    before, after = confusion_scores(confusions.sum(axis=1))
+    found = {key: Difference(float(after[place] - before[place]), None, None) for place, key in _COMPARED.items()}
+    if len(set(names)) >= _FEWEST_CLUSTERS:
+        samples = resampled_scores(confusions)
+        for place, key in _COMPARED.items():
+            interval = percentile_interval(samples[:, 1, place] - samples[:, 0, place])
+            found[key] = dataclasses.replace(found[key], low=interval.low, high=interval.high)
     return found
-
-
-def _differences(drawn: np.ndarray, count: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
-    """Differences in WA and UA for clusters counted as often as ``drawn`` [draws, clusters] says."""
-    total, change = drawn @ count, drawn @ (after - before)
-    # A class that was not drawn has no recall and is left out, as in UA itself.
-    recall = np.divide(change, total, out=np.zeros(total.shape), where=total > 0)
-    return {"wa": change.sum(axis=1) / total.sum(axis=1), "ua": recall.sum(axis=1) / (total > 0).sum(axis=1)}
 
 
 def robustness_results(clean: JudgedCondition, others: Sequence[JudgedCondition]) -> dict[str, Any]:
@@ -162,7 +154,7 @@ def robustness_results(clean: JudgedCondition, others: Sequence[JudgedCondition]
         "conditions": entries,
         "members": list(clean.members),
         "predictions": len(reference),
-        "interval": {"level": _LEVEL, "draws": _DRAWS, "clusters": clusters, "count": count},
+        "interval": {"level": LEVEL, "draws": DRAWS, "clusters": clusters, "count": count},
     }
 
 

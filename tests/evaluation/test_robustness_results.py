@@ -109,7 +109,7 @@ def test_results_pool_members_and_keep_each(results):
     assert (clean["mean"]["wa"], clean["std"]["wa"]) == (0.75, pytest.approx(0.125**0.5))
     assert ten["difference"]["wa"]["value"] == pytest.approx(-1 / 6)
     assert zero["difference"]["wa"]["value"] == pytest.approx(-2 / 6)
-    assert results["interval"] == {"level": 0.95, "draws": 2000, "clusters": "speaker", "count": 5}
+    assert results["interval"] == {"level": 0.95, "draws": 10_000, "clusters": "speaker", "count": 5}
 
 
 def test_too_few_speakers_for_intervals_are_told():
