@@ -87,7 +87,7 @@ class WeightingMethod(enum.Enum):
     GRADNORM = "gradnorm"  # Chen et al. 2018
     DWA = "dwa"  # Liu, Johns and Davison 2019
     RLW = "rlw"  # Lin et al. 2022
-    FAMO = "famo"  # Liu et al. 2023; one more forward pass in each step
+    FAMO = "famo"  # Liu et al. 2023; one more forward pass in each step; a loss below 0.05 counts as solved
     IMTL_L = "imtl_l"  # Liu et al. 2021
     PCGRAD = "pcgrad"  # Yu et al. 2020
     CAGRAD = "cagrad"  # Liu et al. 2021

@@ -63,6 +63,9 @@ def test_every_method_trains_the_demo_to_above_chance_on_all_tasks(method, tmp_p
     spec.loader.exec_module(module)
     config = module.get_config()
     config.weights.method = method
+    # These weigh CTC by one over its large loss or gradient, so spelling begins later.
+    if method in (WeightingMethod.FAMO, WeightingMethod.NASH_MTL):
+        config.training.epochs = 25
     finished = run(config, tmp_path / "run")
     pooled = read_json(finished.results)["pooled"]
     rows = [row for row in read_predictions(finished.member(MEMBER).predictions) if row.part == "test"]

@@ -167,7 +167,7 @@ def test_random_weights_sum_to_the_number_of_tasks_and_are_alike_on_average():
 
 
 def test_famos_weights_are_the_gradient_of_the_weighted_log_losses():
-    logits, losses = jnp.array([0.1, -0.4, 0.0, 1.0]), jnp.array([0.5, 2.0, 0.01, 70.0])
+    logits, losses = jnp.array([0.1, -0.4, 0.0, 1.0]), jnp.array([0.5, 2.0, 0.1, 70.0])
     share = jax.nn.softmax(logits)
     gradient = jax.grad(lambda losses: jnp.sum(share * jnp.log(losses)))(losses)
     np.testing.assert_allclose(famo(logits, losses, EVERYONE), 4 * gradient / gradient.sum(), rtol=1e-4)
@@ -182,6 +182,15 @@ def test_famos_update_is_the_transposed_jacobian_of_the_softmax():
     ours = famo_update(learned, before, after, knobs(famo_decay=0.01), EVERYONE)
     np.testing.assert_allclose(ours.values, expected.values, rtol=1e-5)
     np.testing.assert_allclose(ours.adam.mu, expected.adam.mu, rtol=1e-4)
+
+
+def test_famo_does_not_ask_a_solved_task_to_improve():
+    learned, before = Learned.create(jnp.zeros(4)), jnp.array([1.0, 1e-5, 2.0, 50.0])
+    weights = famo(learned.values, before, EVERYONE)
+    np.testing.assert_allclose(weights[1] / weights[0], 1 / 0.05, rtol=1e-5)
+    moved = famo_update(learned, before, before * jnp.array([0.9, 1e-3, 1.0, 0.9]), knobs(), EVERYONE)
+    assert float(moved.values[1]) == 0
+    assert moved.values[2] > 0 > moved.values[0], "the share of what did not fall grows"
 
 
 def test_famo_comes_to_the_shares_whose_worst_log_loss_falls_fastest():

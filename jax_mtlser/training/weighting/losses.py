@@ -37,8 +37,11 @@ LEARNING_RATES = {
 
 # A learned scale has no bound of its own: a task that is solved has a loss near 0, and 1 / 0 is what it moves to.
 _LARGEST_LOG_WEIGHT = 4.0
+_TINY = 1e-30
 _SMALLEST_GRADNORM_WEIGHT = 1e-3
-_FAMO_EPSILON = 1e-8  # under the logarithm
+# FAMO asks every log loss to fall. Below this loss, about 95 % for the right class, a task counts as solved: its log
+# could fall for ever, and would take all the weight. (1e-8 in the paper, whose losses do not reach 0.)
+_FAMO_SOLVED = 0.05
 
 Mask = Bool[Array, " K"]
 Vector = Float[Array, " K"]
@@ -48,7 +51,7 @@ def share(logits: Vector, where: Mask) -> Vector:
     """Softmax over the tasks in ``where``; 0 for all others, and for all when there is none."""
     largest = jnp.max(jnp.where(where, logits, -jnp.inf), initial=-1e30)
     raised = jnp.where(where, jnp.exp(jnp.where(where, logits - largest, 0.0)), 0.0)
-    return raised / jnp.maximum(jnp.sum(raised), 1e-30)
+    return raised / jnp.maximum(jnp.sum(raised), _TINY)
 
 
 def rlw(key: Key[Array, ""], where: Mask) -> Vector:
@@ -104,8 +107,8 @@ def gradnorm_gradient(weights: Vector, norms: Vector, progress: Vector, alpha: F
     def mean(values: Vector) -> Float[Array, ""]:
         return jnp.sum(jnp.where(where, values, 0.0)) / count
 
-    rate = jnp.where(where, progress, 1.0) / jnp.maximum(mean(progress), 1e-30)
-    target = mean(weights * norms) * jnp.maximum(rate, 1e-30) ** alpha
+    rate = jnp.where(where, progress, 1.0) / jnp.maximum(mean(progress), _TINY)
+    target = mean(weights * norms) * jnp.maximum(rate, _TINY) ** alpha
     return jnp.where(where, jnp.sign(weights * norms - target) * norms, 0.0)
 
 
@@ -133,7 +136,7 @@ def gradnorm_update(
     weights = jnp.where(where, jnp.maximum(learned.values, _SMALLEST_GRADNORM_WEIGHT), learned.values)
     # Among the tasks of this batch, so that one without labels keeps its weight.
     after = jnp.sum(jnp.where(where, weights, 0.0))
-    return dataclasses.replace(learned, values=jnp.where(where, weights * before / jnp.maximum(after, 1e-30), weights))
+    return dataclasses.replace(learned, values=jnp.where(where, weights * before / jnp.maximum(after, _TINY), weights))
 
 
 def famo(logits: Vector, losses: Vector, where: Mask) -> Vector:
@@ -141,8 +144,8 @@ def famo(logits: Vector, losses: Vector, where: Mask) -> Vector:
 
     Scaled to the sum K, the number of tasks in ``where``; in the paper they sum to 1.
     """
-    relative = share(logits, where) / (losses + _FAMO_EPSILON)
-    return jnp.sum(where) * relative / jnp.maximum(jnp.sum(relative), 1e-30)
+    relative = share(logits, where) / jnp.maximum(losses, _FAMO_SOLVED)
+    return jnp.sum(where) * relative / jnp.maximum(jnp.sum(relative), _TINY)
 
 
 def famo_update(learned: Learned, before: Vector, after: Vector, knobs: WeightingKnobs, where: Mask) -> Learned:
@@ -150,12 +153,13 @@ def famo_update(learned: Learned, before: Vector, after: Vector, knobs: Weightin
 
     Args:
         learned: the logits.
-        before, after: losses of the same batch before and after the parameters' step.
+        before, after: losses of the same batch before and after the parameters' step; solved tasks keep their logit.
         knobs: learning rate and decay.
         where: tasks with a labelled row.
     """
+    where = where & (before > _FAMO_SOLVED)
     share_now = share(learned.values, where)
-    fell = jnp.where(where, jnp.log(before + _FAMO_EPSILON) - jnp.log(after + _FAMO_EPSILON), 0.0)
+    fell = jnp.where(where, jnp.log(jnp.maximum(before, _TINY)) - jnp.log(jnp.maximum(after, _TINY)), 0.0)
     # Transposed Jacobian of the softmax times what each fell by.
     gradient = share_now * (fell - jnp.sum(share_now * fell))
     return learned.descend(gradient + knobs.famo_decay * learned.values, knobs.learning_rate, where)
