@@ -117,6 +117,7 @@ def weight_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | N
     _draw_curves(axes, named, "Weight of each task", "weight")
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
     elif min(values) >= 0:
         axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch", fontsize=9)

@@ -30,7 +30,7 @@ scale_gradient.defvjp(_forward, _backward)
 
 
 def reversal_factor(progress: Float[Array, ""], strength: Float[Array, ""]) -> Float[Array, ""]:
-    """Factor of an adversarial head: ``-strength (2 / (1 + exp(-10 p)) - 1)`` (Ganin et al. 2016, section 5.2).
+    """Factor of an adversarial head: ``-strength (2 / (1 + exp(-10 p)) - 1)`` (Ganin et al. 2016).
 
     Args:
         progress: p, the share of training that is done, 0 to 1; at 0 the encoder does not hear the head at all.

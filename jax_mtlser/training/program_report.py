@@ -55,6 +55,7 @@ _PARTS = {
     "feed_forward": "feed-forward",
     "transformer": "rest of the transformer",
     "encoder": "rest of the encoder",
+    "MultitaskModel.read": "heads",
 }
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")

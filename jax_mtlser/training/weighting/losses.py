@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 # Of learned weights, where the configuration gives none. The two loss scales move with the losses, over epochs; the
-# others answer to single steps (GradNorm: Chen et al. 2018, section 5.1; FAMO: Liu et al. 2023, appendix).
+# others answer to single steps.
 LEARNING_RATES = {
     WeightingMethod.UNCERTAINTY: 1e-3,
     WeightingMethod.IMTL_L: 1e-3,
@@ -137,7 +137,7 @@ def gradnorm_update(
 
 
 def famo(logits: Vector, losses: Vector, where: Mask) -> Vector:
-    """FAMO's weights (Liu et al. 2023, equation 8): those of the gradient of sum z_i log L_i, z the softmax of logits.
+    """FAMO's weights (Liu et al. 2023): those of the gradient of sum z_i log L_i, z the softmax of logits.
 
     Scaled to the sum K, the number of tasks in ``where``; in the paper they sum to 1.
     """

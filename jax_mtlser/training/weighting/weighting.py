@@ -20,6 +20,7 @@ from jax_mtlser.training.weighting.state import (
 __all__ = ["Weighting"]
 
 _UNCERTAINTY_OFFSET, _IMTL_OFFSET = 0.5, 1.0  # see losses.learned_scale_gradient
+_COMBINING = (WeightingMethod.PCGRAD, WeightingMethod.CAGRAD, WeightingMethod.NASH_MTL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,9 +178,6 @@ class Weighting:
         values = [math.log(max(size, 2)) for size in self.classes]
         values[self.unbounded] = math.nan
         return jnp.array(values)
-
-
-_COMBINING = (WeightingMethod.PCGRAD, WeightingMethod.CAGRAD, WeightingMethod.NASH_MTL)
 
 
 def _learned(state: WeightingState) -> Learned:
