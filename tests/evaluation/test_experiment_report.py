@@ -48,7 +48,7 @@ def make_run(tmp_path, config, correct, *, repeats=1, tested=50):
                 append_json_line(folder.metrics, line)
             result = {
                 "name": name, "variant": variant, "repeat": repeat, "fold": 0, "seed": 1, "epochs": 2,
-                "selected_epoch": 2, "labels": LABELS, "parameters": 7,
+                "selected_epoch": 2, "selection": "best_validation", "labels": LABELS, "parameters": 7,
                 "counts": {"train": 1, "validation": 1, "test": tested, "skipped_ctc": 0},
                 "seconds": {"compile": 1.0, "train": 2.0}, "audio_seconds_per_second": 3.0,
                 "metrics": dict.fromkeys(SUMMARY_KEYS), "versions": {"jax": "0"},
