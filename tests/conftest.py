@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Eight emulated devices, so that sharding is tested on any machine.
@@ -25,6 +26,9 @@ import jax_mtlser
 
 jax_mtlser.runtime.enable_compilation_cache()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# How long one example takes says nothing on a machine that does other things too.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

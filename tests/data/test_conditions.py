@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from jax_mtlser.corpora.manifest import Manifest, Utterance
+from jax_mtlser.data.audio import from_int16
 from jax_mtlser.data.conditions import (
     CLEAN,
     DEFAULT_CONDITIONS,
@@ -17,7 +18,7 @@ from jax_mtlser.data.conditions import (
 )
 from jax_mtlser.data.degradations import DegradationError, active_power
 from jax_mtlser.data.degrader import Degrader, Sounds
-from jax_mtlser.data.packed import PackedAudio, from_int16
+from jax_mtlser.data.packed import PackedAudio
 
 WHITE, BABBLE, NOISE, ROOM = (
     Condition(ConditionKind.WHITE, 10),

@@ -162,7 +162,7 @@ def test_a_bad_condition_is_answered_before_the_corpus_is_read(run, flags, messa
 
 
 def test_no_run_is_answered_shortly(tmp_path, capsys):
-    for command in (["robustness"], ["cross-corpus", "--corpus", "x"]):
+    for command in (["robustness"], ["cross-corpus", "--corpus", "x", "--kind", "table"]):
         assert cli.main(["jax-mtlser", *command, "--workdir", str(tmp_path)]) == 1
         assert "is no run folder" in capsys.readouterr().err
 
@@ -251,6 +251,6 @@ def test_a_bad_map_is_answered_with_the_names(run, other, flags, message, capsys
 def test_no_corpus_and_the_own_corpus_are_refused(run, tmp_path, capsys):
     command = ["jax-mtlser", "cross-corpus", "--workdir", str(run.path), "--corpus"]
     assert cli.main([*command, str(tmp_path / "nowhere")]) == 1
-    assert re.search("no table of utterances at .*nowhere; point --corpus at", capsys.readouterr().err)
+    assert re.search("error: there is no .*nowhere", capsys.readouterr().err)
     assert cli.main([*command, read_json(run.config)["corpus"]["path"]]) == 1
     assert "30 of 30 recordings of" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from jax_mtlser.architecture import EncoderFamily, FeatureNorm, Wav2Vec2Architec
 from jax_mtlser.config import EncoderConfig
 from jax_mtlser.models.attention import EncoderLayer, FeedForward, SelfAttention
 from jax_mtlser.models.feature_encoder import FeatureEncoder, FeatureProjection
-from jax_mtlser.models.heads import Head
+from jax_mtlser.models.heads import Head, logits, utterance_logits
 from jax_mtlser.models.layers import frame_mask, masked_mean
 from jax_mtlser.models.positional_conv import PositionalConv, PositionalConvStack
 from jax_mtlser.models.pretrained import encoder_parameters, open_encoder
@@ -490,10 +490,20 @@ def test_pooling_is_the_mean_over_own_frames_and_ignores_what_lies_behind():
 def test_a_head_is_one_affine_map_in_float32():
     x, kernel, bias = _normal(2, 7, 5), _normal(5, 3, seed=1), _normal(3, seed=2)
     parameters = {"logits": {"kernel": kernel, "bias": bias}}
-    logits = Head(3).apply({"params": parameters}, jnp.asarray(x, jnp.bfloat16), train=False)
-    assert logits.dtype == jnp.float32
+    head = Head(3).apply({"params": parameters}, jnp.asarray(x, jnp.bfloat16), train=False)
+    found = logits(head)
+    assert found.dtype == jnp.float32
     rounded = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
-    np.testing.assert_allclose(logits, rounded @ kernel + bias, atol=1e-5)
+    np.testing.assert_allclose(found, rounded @ kernel + bias, atol=1e-5)
+
+
+def test_heads_of_an_utterance_multiplied_together_equal_each_alone():
+    heads = []
+    for seed, classes in enumerate((4, 2, 10)):
+        parameters = {"logits": {"kernel": _normal(5, classes, seed=seed), "bias": _normal(classes, seed=seed)}}
+        heads.append(Head(classes).apply({"params": parameters}, _normal(3, 5, seed=9 + seed), train=False))
+    for found, head in zip(utterance_logits(heads), heads, strict=True):
+        np.testing.assert_allclose(found, head.x @ head.map.kernel + head.map.bias[None], atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------------

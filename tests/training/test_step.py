@@ -234,8 +234,8 @@ def test_steps_and_seeds_draw_different_dropout():
 
 def test_the_step_reports_numbers_that_are_not_finite():
     setting = Setting()
-    spoiled = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), setting.state.params)
-    setting.state = setting.state.replace(params=setting.steps.put(spoiled))
+    spoiled = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), setting.state.stacks)
+    setting.state = dataclasses.replace(setting.state, stacks=setting.steps.put(spoiled))
     assert not setting.run(plan_epoch(range(ROWS), setting.buckets, seed=0, epoch=0)[0]).finite
 
 
