@@ -133,8 +133,10 @@ def test_a_loss_that_is_not_finite_stops_the_member_and_names_its_utterances(cor
 @pytest.mark.parametrize(
     ("dropped", "absent"),
     [
-        ({"text": None}, {"wer"}),
-        ({"gender": None, "speaker": None}, {"gender_accuracy", "speaker_accuracy"}),
+        pytest.param({"text": None}, {"wer"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"gender": None, "speaker": None}, {"gender_accuracy", "speaker_accuracy"}, marks=pytest.mark.slow
+        ),
         ({"emotion": None}, {"wa", "ua", "macro_f1"}),
     ],
 )

@@ -93,6 +93,7 @@ def assert_same(run: RunFolder, uninterrupted: RunFolder) -> None:
     assert list(run.claims.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_goes_on_without_training_finished_members_again(corpus, uninterrupted, tmp_path):
     run = RunFolder(tmp_path / "run")
     process = start(corpus, run.path)

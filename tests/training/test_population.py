@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from jax_mtlser.config import LearningRateSchedule, OptimizerConfig
 from jax_mtlser.data.batch_plan import FILL, make_buckets, plan_epoch, plan_together
@@ -104,6 +105,7 @@ def test_members_together_equal_each_alone():
         assert_equal(found, alone(member), 2e-5)
 
 
+@pytest.mark.slow
 def test_members_on_four_devices_equal_those_on_one():
     for found, expected in zip(together(MEMBERS, member_devices=4), on_one_device(), strict=True):
         assert_equal(found, expected, 2e-5)

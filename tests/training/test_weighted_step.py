@@ -196,7 +196,14 @@ def test_a_weight_of_zero_is_a_head_that_is_off():
 # Steps
 
 
-@pytest.mark.parametrize("method", list(WeightingMethod))
+# One of each kind in every run: weights learned, by gradient norms, by combined gradients. The others are slow.
+QUICK = (WeightingMethod.UNCERTAINTY, WeightingMethod.GRADNORM, WeightingMethod.NASH_MTL)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(method, marks=[] if method in QUICK else [pytest.mark.slow]) for method in WeightingMethod],
+)
 def test_every_method_learns_a_batch_by_heart(method):
     _, metrics = train([batch()] * 60, knobs(), method)
     for task in TASKS:
@@ -215,7 +222,12 @@ def test_every_method_learns_a_batch_by_heart(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "devices"), [(WeightingMethod.GRADNORM, 2), (WeightingMethod.FAMO, 1), (WeightingMethod.CAGRAD, 1)]
+    ("method", "devices"),
+    [
+        (WeightingMethod.GRADNORM, 2),
+        pytest.param(WeightingMethod.FAMO, 1, marks=pytest.mark.slow),
+        pytest.param(WeightingMethod.CAGRAD, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_devices_and_parts_of_a_batch_change_no_weight(method, devices):
     """One method of each kind: with a memory of gradients, with losses before and after, with a choice to solve."""
