@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from small_training import ARCH, ROWS, SIZES, corpus
 
 from jax_mtlser.config import LearningRateSchedule, OptimizerConfig
 from jax_mtlser.data.batch_plan import FILL, make_buckets, plan_epoch, plan_together
@@ -15,7 +16,6 @@ from jax_mtlser.models.transformer import EncoderOptions
 from jax_mtlser.training.optimizer import Rates
 from jax_mtlser.training.sharding import CompiledSteps, make_mesh
 from jax_mtlser.training.step import Knobs, StepSpec
-from tests.training.test_step import ARCH, ROWS, SIZES, corpus
 
 MEMBERS = (
     {"seed": 3, "rows": range(0, 16), "weights": (1.0, 0.4, 0.6, 0.1), "rate": 1e-3},

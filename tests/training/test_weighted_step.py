@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_training
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_mtlser.architecture import Wav2Vec2Architecture
 from jax_mtlser.config import CtcNormalization, HeadInput, OptimizerConfig, Residency, WeightingMethod
 from jax_mtlser.data.batch_plan import Buckets, PlannedBatch
 from jax_mtlser.data.batches import Batch, BatchSource
@@ -22,29 +22,19 @@ from jax_mtlser.training.sharding import make_mesh
 from jax_mtlser.training.step import Knobs, Reversal, StepSpec, create_state, train_step
 from jax_mtlser.training.task_gradients import Objective
 from jax_mtlser.training.weighting import Coefficients, WeightingKnobs
-from tests.training.test_step import ROWS, corpus
-from tests.training.test_step import knobs as plain_knobs
 
 SAMPLES = 16_000
-ARCH = Wav2Vec2Architecture(
+ARCH = dataclasses.replace(
+    small_training.ARCH,
     hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
     intermediate_size=16,
     conv_dim=(16,),
     conv_kernel=(640,),
     conv_stride=(320,),
     num_conv_pos_embeddings=3,
-    num_conv_pos_embedding_groups=2,
-    hidden_dropout=0.0,
-    attention_dropout=0.0,
-    activation_dropout=0.0,
-    final_dropout=0.0,
-    layerdrop=0.0,
-    mask_time_prob=0.0,
 )
 DROPOUT = dataclasses.replace(ARCH, hidden_dropout=0.2, final_dropout=0.2)
-SIZES = HeadSizes(emotion=4, gender=2, speaker=3, asr=7)
+SIZES = small_training.SIZES
 # Most of the time here is compilation, and these programs run a few steps.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -64,13 +54,13 @@ def knobs(weights=(1.0, 0.4, 0.6, 0.1), reversal=None, rate=1e-2, **changes) -> 
     values = {"learning_rate": 0.02, "gradnorm_alpha": 1.5, "temperature": 2.0, "cagrad_c": 0.5, "famo_decay": 1e-3}
     numbers = {name: np.float32(value) for name, value in (values | changes).items()}
     weighting = WeightingKnobs(steps_per_epoch=np.int32(3), **numbers)
-    return Knobs(np.array(weights, np.float32), plain_knobs(rate=rate).rates, weighting, reversal)
+    return Knobs(np.array(weights, np.float32), small_training.knobs(rate=rate).rates, weighting, reversal)
 
 
 @functools.cache
 def batch(first: int = 0) -> Batch:
-    audio, targets = corpus()
-    buckets = Buckets((SAMPLES,), (8,), (8,), np.zeros(ROWS, int))
+    audio, targets = small_training.corpus()
+    buckets = Buckets((SAMPLES,), (8,), (8,), np.zeros(small_training.ROWS, int))
     source = BatchSource.create(audio, targets, buckets, Residency.HOST)
     return jax.tree.map(jnp.asarray, source.get(PlannedBatch(0, np.arange(first, first + 8))))
 
