@@ -181,18 +181,18 @@ def plan_together(
         for batch in _in_buckets(shuffled, buckets):
             numbered[-1][batch.bucket, seen[batch.bucket]] = batch
             seen[batch.bucket] += 1
-    # The first n numbers of a stream are the same for every n: a training with fewer batches misses the last ones.
-    turns: dict[tuple[int, int], float] = {}
-    for bucket in range(len(buckets)):
-        count = max((number + 1 for batches in numbered for of, number in batches if of == bucket), default=0)
-        moments = np.random.Generator(np.random.PCG64([epoch, bucket])).random(count)
-        turns |= {(bucket, number): moment for number, moment in enumerate(moments.tolist())}
+    turns = sorted(set().union(*numbered))
+    moments: dict[tuple[int, int], float] = {}
+    for bucket, count in collections.Counter(bucket for bucket, _ in turns).items():
+        # The first n numbers of a stream are the same for every n: a training with fewer batches misses the last ones.
+        drawn = np.random.Generator(np.random.PCG64([epoch, bucket])).random(count)
+        moments |= {(bucket, number): moment for number, moment in enumerate(drawn.tolist())}
 
     def missed(bucket: int) -> PlannedBatch:
         return PlannedBatch(bucket, np.full(buckets.batch_sizes[bucket], FILL, np.int64))
 
-    order = sorted(turns, key=lambda turn: (turns[turn], turn))
-    return [tuple(batches.get(turn) or missed(turn[0]) for batches in numbered) for turn in order]
+    turns.sort(key=moments.__getitem__)
+    return [tuple(batches.get(turn) or missed(turn[0]) for batches in numbered) for turn in turns]
 
 
 def plan_in_order(rows: Sequence[int] | np.ndarray, buckets: Buckets) -> list[PlannedBatch]:
