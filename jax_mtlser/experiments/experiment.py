@@ -18,12 +18,8 @@ from jax_mtlser.config import (
     EncoderConfig,
     Freeze,
     HeadInput,
-    HeadMode,
-    OptimizerConfig,
     Precision,
-    TaskWeights,
     VocabularySource,
-    WeightingMethod,
 )
 from jax_mtlser.corpora.load import load_corpus
 from jax_mtlser.corpora.manifest import Manifest, ManifestError
@@ -38,6 +34,7 @@ from jax_mtlser.data.vocabulary import (
     paper_vocabulary,
     transcripts_vocabulary,
 )
+from jax_mtlser.experiments.knobs import compiled_in, knobs
 from jax_mtlser.experiments.members import Member
 from jax_mtlser.models.layers import Lora
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
@@ -50,12 +47,10 @@ from jax_mtlser.models.pretrained import (
     open_encoder,
 )
 from jax_mtlser.models.transformer import EncoderOptions
-from jax_mtlser.training.optimizer import Rates
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
 from jax_mtlser.training.sharding import CompiledSteps, make_mesh
-from jax_mtlser.training.step import Knobs, Reversal, StepSpec, TrainState
-from jax_mtlser.training.weighting import LEARNING_RATES, WeightingKnobs
+from jax_mtlser.training.step import Knobs, StepSpec, TrainState
 
 __all__ = ["Experiment", "experiments_by_variant"]
 
@@ -234,7 +229,7 @@ class Experiment:
                 config.model.head_input,
                 frozen_encoder=encoder.freeze is Freeze.ENCODER and not encoder.lora_rank,
             ),
-            optimizer=_compiled_in(config.optimizer),
+            optimizer=compiled_in(config.optimizer),
             normalize_waveform=self.encoder.normalize_waveform,
             freeze=encoder.freeze,
             freeze_layers=encoder.freeze_layers,
@@ -246,13 +241,13 @@ class Experiment:
         )
         resident = len(self.audio.samples) + self.buckets.bounds[-1] if self.on_device else None
         # Knobs are traced, but which of them there are is compiled in.
-        knobs = jax.tree.structure(self._knobs(1, 1))
-        for known_knobs, known in self.shared.steps:
+        structure = jax.tree.structure(knobs(self.config, 1, 1))
+        for known_structure, known in self.shared.steps:
             alike = known.spec == spec and known.mesh == self.mesh and known.resident_samples == resident
-            if alike and known_knobs == knobs and _equal(known.buckets, self.buckets):
+            if alike and known_structure == structure and _equal(known.buckets, self.buckets):
                 return known
         steps = CompiledSteps(spec, self.buckets, self.mesh, resident_samples=resident)
-        self.shared.steps.append((knobs, steps))
+        self.shared.steps.append((structure, steps))
         return steps
 
     @property
@@ -272,7 +267,7 @@ class Experiment:
                 done += 1
                 show(done, f"{name} {self.buckets.bounds[bucket] / SAMPLE_RATE:.2f} s took {seconds:.1f} s")
 
-            steps.compile(self._knobs(1, 1), names=names, progress=progress)
+            steps.compile(knobs(self.config, 1, 1), names=names, progress=progress)
         new = {key: seconds for key, seconds in steps.seconds.items() if key not in before}
         if new:
             shown = ", ".join(
@@ -306,7 +301,7 @@ class Experiment:
     def knobs_of(self, member: Member, steps: CompiledSteps) -> Knobs:
         """Task weights and learning rates of a member, on the devices."""
         per_epoch = len(plan_epoch(member.parts.train, self.buckets, seed=0, epoch=0))
-        return steps.put(self._knobs(per_epoch, per_epoch * self.config.training.epochs))
+        return steps.put(knobs(self.config, per_epoch, per_epoch * self.config.training.epochs))
 
     def initial_state(self, member: Member, steps: CompiledSteps) -> TrainState:
         """Pre-trained encoder, random heads; a head that the checkpoint has for the same symbols is taken over."""
@@ -355,16 +350,6 @@ class Experiment:
     def _source(self, targets: Any) -> BatchSource:
         return BatchSource.create(self.audio, targets, self.buckets, self.config.batching.residency)
 
-    def _knobs(self, steps_per_epoch: int, total_steps: int) -> Knobs:
-        """On the host."""
-        weights = self.config.weights
-        return Knobs(
-            weights=np.array([1.0, weights.alpha, weights.beta, weights.gamma], np.float32),  # type: ignore[arg-type]
-            rates=_rates(self.config.optimizer, total_steps),
-            weighting=_weighting_knobs(weights, steps_per_epoch),
-            reversal=_reversal(weights),
-        )
-
 
 def experiments_by_variant(
     base: Experiment, settings: Mapping[str, Config], members: Sequence[Member]
@@ -395,42 +380,6 @@ def experiments_by_variant(
 class _Pretrained:
     encoder: Any
     ctc: CtcHead | None
-
-
-def _number(value: float) -> Any:
-    return np.float32(value)
-
-
-def _rates(optimizer: OptimizerConfig, total_steps: int) -> Rates:
-    return Rates(
-        encoder=_number(optimizer.learning_rate),
-        heads=_number(optimizer.head_learning_rate or optimizer.learning_rate),
-        layer_decay=_number(optimizer.layer_decay),
-        warmup_steps=_number(round(optimizer.warmup_fraction * total_steps)),
-        total_steps=_number(total_steps),
-    )
-
-
-def _weighting_knobs(weights: TaskWeights, steps_per_epoch: int) -> WeightingKnobs | None:
-    if weights.method is WeightingMethod.FIXED:
-        return None
-    rate = LEARNING_RATES.get(weights.method, 0.0) if weights.learning_rate is None else weights.learning_rate
-    return WeightingKnobs(
-        steps_per_epoch=np.int32(steps_per_epoch),  # type: ignore[arg-type]
-        learning_rate=_number(rate),
-        gradnorm_alpha=_number(weights.gradnorm_alpha),
-        temperature=_number(weights.temperature),
-        cagrad_c=_number(weights.cagrad_c),
-        famo_decay=_number(weights.famo_decay),
-    )
-
-
-def _reversal(weights: TaskWeights) -> Reversal | None:
-    modes = (HeadMode.AUXILIARY, weights.gender_mode, weights.speaker_mode, HeadMode.AUXILIARY)
-    adversarial = np.array([mode is HeadMode.ADVERSARIAL for mode in modes])
-    if not adversarial.any():
-        return None
-    return Reversal(adversarial=adversarial, strength=_number(weights.reversal_strength))  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass
@@ -478,13 +427,6 @@ def _buckets(
 def _equal(one: Buckets, other: Buckets) -> bool:
     shapes = [(b.bounds, b.batch_sizes, b.transcript_widths) for b in (one, other)]
     return one is other or (shapes[0] == shapes[1] and np.array_equal(one.bucket_of, other.bucket_of))
-
-
-def _compiled_in(optimizer: OptimizerConfig) -> OptimizerConfig:
-    """Without the settings that reach the step as knobs: to change those compiles nothing."""
-    return dataclasses.replace(
-        optimizer, learning_rate=0.0, head_learning_rate=None, layer_decay=1.0, warmup_fraction=0.0
-    )
 
 
 def _overlay(tree: Any, loaded: Any) -> Any:
