@@ -17,7 +17,7 @@ from jax_mtlser.evaluation.comparison import Comparison, PairComparison
 from jax_mtlser.evaluation.statistics import METRICS
 from jax_mtlser.run_folder import write_text
 
-__all__ = ["FORMATS", "print_comparison", "write_comparison"]
+__all__ = ["FORMATS", "explanations", "p_text", "print_comparison", "write_comparison"]
 
 FORMATS = (".json", ".csv")
 _ABSENT = "–"
@@ -47,7 +47,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         table.add_row("  above the mean of all", *(f"{100 * entry.gain:+.2f}" for entry in best))
         table.add_row("  expected by luck", *(f"{100 * entry.expected_gain:+.2f}" for entry in best))
     console.print(table)
-    for line in _explanations(c):
+    for line in explanations(c):
         console.print(Text(line))
     for warning in c.warnings:
         console.print(Text(warning, style="yellow"))
@@ -59,27 +59,29 @@ def _pair_rows(one: PairComparison, *, corrected: bool) -> list[list[Text]]:
     rows = [
         [f"{one.second} − {one.first}", *(f"{100 * d.value:+.2f}" for d in differences)],
         ["  95 % interval", *(f"{100 * d.interval.low:+.1f} to {100 * d.interval.high:+.1f}" for d in differences)],
-        ["  p, clusters swapped", *(_p(d.p_holm if corrected else d.p) for d in differences)],
+        ["  p, clusters swapped", *(p_text(d.p_holm if corrected else d.p) for d in differences)],
     ]
     tests = [d.corrected_t for d in differences]
     if any(tests):
         cells = [
-            _p(d.corrected_t_holm) if corrected else _p(t.p if t else None)
+            p_text(d.corrected_t_holm) if corrected else p_text(t.p if t else None)
             for d, t in zip(differences, tests, strict=True)
         ]
         rows.append(["  p, corrected t of folds", *cells])
-    rows.append(["  p, McNemar", _p(one.mcnemar_holm if corrected else one.mcnemar.p), _ABSENT, _ABSENT])
+    rows.append(["  p, McNemar", p_text(one.mcnemar_holm if corrected else one.mcnemar.p), _ABSENT, _ABSENT])
     styled = [[Text(cell, style="bold") for cell in rows[0]], *([Text(cell) for cell in row] for row in rows[1:])]
     return styled
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """A p-value in four digits; a dash for none."""
     if value is None:
         return _ABSENT
     return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
-def _explanations(c: Comparison) -> list[str]:
+def explanations(c: Comparison) -> list[str]:
+    """How the numbers of a comparison came about, one sentence or two each."""
     ways = 2**c.cluster_count
     swaps = f"all {ways:,} ways" if ways <= c.draws else f"{c.draws:,} random ways"
     lines = [

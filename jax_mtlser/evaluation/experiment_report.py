@@ -4,6 +4,7 @@ What is drawn follows from the settings: one number that varies gives curves ove
 anything else bars; the table and the bars are always there.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from jax_mtlser.evaluation import figures, report
+from jax_mtlser.evaluation.comparison import Comparison, compare
+from jax_mtlser.evaluation.comparison_text import explanations, p_text, write_comparison
 from jax_mtlser.evaluation.leakage_report import leakage_rows, print_leakage
 from jax_mtlser.evaluation.metrics import SUMMARY_KEYS
+from jax_mtlser.evaluation.paired_runs import ComparisonError, load_systems
 from jax_mtlser.evaluation.protocol_text import protocol_sentence, protocol_title, protocol_warnings
 from jax_mtlser.evaluation.published import published_values
 from jax_mtlser.evaluation.results import gather_results
@@ -57,7 +61,7 @@ def print_experiment(results: Mapping[str, Any], console: Console) -> None:
 
 
 def write_experiment_report(run: RunFolder) -> Path:
-    """Write ``report/index.html``, its figures (SVG, PNG) and ``report/scores.{csv,md,tex}``.
+    """Write ``report/index.html``, its figures (SVG, PNG), ``report/scores.{csv,md,tex}`` and ``report/comparison.csv``.
 
     Returns:
         The page.
@@ -67,6 +71,9 @@ def write_experiment_report(run: RunFolder) -> Path:
     write_tables(run.report, rows)
     done, wanted = sum(row.members for row in rows), len(rows) * sum(len(entry["folds"]) for entry in folds["repeats"])
     leakage = _leakage(results)
+    comparison, untested = _comparison(run, config)
+    if comparison is not None:
+        write_comparison(comparison, run.report / "comparison.csv")
     shared = {key: value for key, value in config.items() if key != "variants"}
     page = report.environment().get_template("experiment_report.html")
     text = page.render(
@@ -85,6 +92,10 @@ def write_experiment_report(run: RunFolder) -> Path:
         any_published=any(row.published for row in rows),
         meaning=_meaning(rows),
         best=best_of(rows),
+        first=config["variants"][0]["name"],
+        differences=_differences(comparison) if comparison else [],
+        explanations=[*explanations(comparison), *comparison.warnings] if comparison else [],
+        untested=untested,
         figures=_figures(run, rows, results),
         settings=list(report.settings_rows(shared)),
         versions=results["versions"],
@@ -98,6 +109,35 @@ def _leakage(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What training knows of the test utterances: of the variant with most finished folds; all have the same ones."""
     finished = max(results["variants"], key=lambda entry: len(entry["folds"]), default=None)
     return finished and finished["leakage"]
+
+
+def _comparison(run: RunFolder, config: Mapping[str, Any]) -> tuple[Comparison | None, str | None]:
+    """Every variant against the first one, or why there is no comparison."""
+    first = config["variants"][0]["name"]
+    try:
+        systems = load_systems([str(run.path)])
+        prefix = f"{run.path.resolve().name}:"
+        systems = [dataclasses.replace(system, name=system.name.removeprefix(prefix)) for system in systems]
+        if systems[0].name != first:
+            return None, f"{first}, the variant that the others are compared with, is not finished."
+        if len(systems) == 1:
+            return None, f"Only {first} is finished yet."
+        return compare(systems), None
+    except ComparisonError as error:
+        return None, f"Not compared: {error}."
+
+
+def _differences(comparison: Comparison) -> list[dict[str, Any]]:
+    """One line for each variant but the first: WA's and UA's differences, intervals and corrected p-values."""
+    lines = []
+    for pair in comparison.pairs:
+        cells = []
+        for difference in (pair.differences[key] for key in ("wa", "ua")):
+            low, high = 100 * difference.interval.low, 100 * difference.interval.high
+            cells += [f"{100 * difference.value:+.2f}", f"{low:+.1f} to {high:+.1f}"]
+            cells += [p_text(difference.p_holm), p_text(difference.corrected_t_holm)]
+        lines.append({"name": pair.second, "cells": cells})
+    return lines
 
 
 def _models(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,38 @@ def test_mean_and_deviation_over_repeats_stand_in_page_and_tables(tmp_path):
     assert "curves" in {path.stem for path in run.report.glob("*.svg")}
 
 
+def test_every_variant_is_compared_with_the_first_under_corrected_tests(tmp_path):
+    config = config_of("mine", tuple(Variant(name=name, overrides={}) for name in ("SER", "+GR", "+SR")))
+    counts = {"SER": 10, "+GR": 40, "+SR": 11}
+    run = make_run(tmp_path, config, lambda variant, _: counts[variant])
+    page = write_experiment_report(run).read_text()
+    assert "Differences from SER" in page
+    with (run.report / "comparison.csv").open() as file:
+        rows = {(row["second"], row["metric"]): row for row in csv.DictReader(file)}
+    assert {second for second, _ in rows} == {"+GR", "+SR"}
+    clear, chance = rows["+GR", "wa"], rows["+SR", "wa"]
+    assert float(clear["difference"]) == pytest.approx(0.6)
+    assert float(chance["difference"]) == pytest.approx(0.02)
+    # 30 utterances changed, all for the better, and one: the second of two p-values is not corrected, the first doubled.
+    assert float(clear["p_swap_holm"]) == pytest.approx(min(1, 2 * float(clear["p_swap"])))
+    assert float(clear["p_swap_holm"]) < 0.001
+    assert float(chance["p_swap_holm"]) == pytest.approx(1.0)
+    for text in ("+60.00", "+2.00", "corrected for 2 comparisons (Holm)", "+0.0 to +6.0", 'href="comparison.csv"'):
+        assert text in page
+
+
+def test_without_the_first_variant_the_page_says_why_nothing_is_compared(tmp_path):
+    config = config_of("mine", tuple(Variant(name=name, overrides={}) for name in ("SER", "+GR", "+SR")))
+    run = make_run(tmp_path / "first", config, lambda variant, _: None if variant == "SER" else 10)
+    assert (
+        "SER, the variant that the others are compared with, is not finished."
+        in write_experiment_report(run).read_text()
+    )
+    run = make_run(tmp_path / "only", config, lambda variant, _: 10 if variant == "SER" else None)
+    assert "Only SER is finished yet." in write_experiment_report(run).read_text()
+    assert not (run.report / "comparison.csv").exists()
+
+
 def test_special_characters_of_latex_are_escaped(tmp_path):
     config = config_of("mine", (Variant(name="a_b", overrides={}), Variant(name="c+d", overrides={})))
     run = make_run(tmp_path, config, lambda *_: 10)
