@@ -78,3 +78,7 @@ def _usage() -> str:
     for name, (arguments, summary, _) in _COMMANDS.items():
         lines += [f"  jax-mtlser {name} {arguments}", f"      {summary}"]
     return "\n".join([*lines, "", "train.py and eval.py in the source tree are the first two of them."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
