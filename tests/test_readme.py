@@ -185,8 +185,11 @@ def write_checkpoint(folder: Path, family: EncoderFamily) -> None:
         num_conv_pos_embedding_groups=2, mask_time_length=4,
     )  # fmt: skip
     module = speech_encoder(arch, EncoderOptions())
+    # Shapes alone: their initial values would cost a compilation.
     audio, lengths = jnp.zeros((1, 3200)), jnp.array([3200])
-    params = jax.jit(lambda key: module.init(key, audio, lengths, train=False)["params"])(jax.random.key(0))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), audio, lengths, train=False)["params"])
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
     export_encoder(folder, params, arch, normalize_waveform=True)
 
 
