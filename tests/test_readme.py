@@ -7,12 +7,12 @@ Commands are the lines of ``bash`` blocks, what follows ``$`` in other blocks, a
 - A file, folder or run that the README did not name before: one line in ``STAND_INS``, its name and how it is made.
 - Another checkpoint of the Hub: one line in ``CHECKPOINTS``.
 - A command that would take long: one line in ``SMALLER``, some words of it and what is added to it.
-- Another program than python, jax-mtlser, pip and pytest: a case in ``execute``; without it the test fails.
+- Another program than python, jax-mtlser, pip, pytest and docker: a case in ``execute``; without it the test fails.
 
 Lines that no command needs any more fail as well. Installations are not carried out: the virtual environment is made
 without pip, and the extras that ``pip install`` names have to exist. Of ``pytest`` the choice of tests is executed, not
-the tests. Trainings that are no smoke runs compile programs of their own, so whole they are behind the slow marker; in
-every run their flags, corpus, encoder and folds are.
+the tests; of ``docker run`` what the container would do, here. Trainings that are no smoke runs compile programs of their
+own, so whole they are behind the slow marker; in every run their flags, corpus, encoder and folds are.
 """
 
 import dataclasses
@@ -59,7 +59,8 @@ INLINE = ("jax-mtlser ", "python ", "pytest", "pip ")
 
 def fenced(language: str) -> list[str]:
     """What stands between the fences of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for name, text in blocks if name == language]
 
 
 def commands() -> list[str]:
@@ -253,6 +254,11 @@ def execute(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         case ["python", benchmark, *flags] if benchmark.startswith("benchmarks/"):
             monkeypatch.syspath_prepend(ROOT / "benchmarks")
             return script(benchmark, [*flags, *more, "--output=output"], monkeypatch)
+        case ["docker", "build", "--target", target, "-t", _, "."]:  # test_dockerfile.py judges the rest
+            assert f" AS {target}\n" in (ROOT / "Dockerfile").read_text()
+            return 0
+        case ["docker", "run", *options] if "jax-mtlser" in options:  # the image of that name, and what it is to do
+            return execute(options[options.index("jax-mtlser") :], monkeypatch)
         case ["jax-mtlser", name]:  # said of the command as such
             with pytest.raises(SystemExit, match="0"):
                 cli.main(["jax-mtlser", name, "--help"])
@@ -274,14 +280,18 @@ def script(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     return 0
 
 
-def is_training(words: list[str]) -> bool:
-    return words[:2] in (["python", "train.py"], ["jax-mtlser", "train"])
+def training_flags(command: str) -> list[str] | None:
+    """The flags of the training in a command; None where there is none."""
+    for words in steps(command):
+        for name in ("train.py", "train"):
+            if name in words:
+                return words[words.index(name) + 1 :]
+    return None
 
 
 def fill_for(command: str, place: Callable[[str], None]) -> None:
     """Make the stand-ins of a command, but not what it is to train itself."""
-    trains = any(map(is_training, steps(command)))
-    place(re.sub(r"--workdir \S+", "", command) if trains else command)
+    place(command if training_flags(command) is None else re.sub(r"--workdir \S+", "", command))
 
 
 def marks(command: str) -> list[pytest.MarkDecorator]:
@@ -295,12 +305,13 @@ def test_the_command_runs(command, place, monkeypatch):
         assert execute(words, monkeypatch) == 0, shlex.join(words)
 
 
-@pytest.mark.parametrize("command", [each for each in commands() if any(map(is_training, steps(each)))])
+@pytest.mark.parametrize("command", [pytest.param(each, id=each) for each in commands() if training_flags(each)])
 def test_the_training_can_begin(command, place, capsys):
     fill_for(command, place)
-    (flags,) = [words[2:] for words in steps(command) if is_training(words)]
-    flags += [word for part, added in SMALLER.items() if part in command for word in added.split()]
-    config, workdir = parse_train_flags(["train.py", *[flag for flag in flags if not flag.startswith("--members")]])
+    flags = training_flags(command) + [
+        word for part, more in SMALLER.items() if part in command for word in more.split()
+    ]
+    config, workdir = parse_train_flags(["train.py", *flags])
     assert workdir.parent == Path("runs")
     validate(config)
     open_encoder(config.model.encoder)
@@ -313,6 +324,11 @@ def test_the_program_runs(place):
     place(program)
     samples = np.random.default_rng(0).normal(0, 0.1, 44_100).astype(np.float32)
     exec(compile(program, "README.md", "exec"), {"samples": samples})
+
+
+def test_another_program_is_not_passed_over(monkeypatch):
+    with pytest.raises(pytest.fail.Exception, match="does not know how to run make all"):
+        execute(["make", "all"], monkeypatch)
 
 
 def test_no_line_of_the_tables_is_left_over():
