@@ -171,7 +171,7 @@ with (here / "comparison.csv").open() as file:
 # ## 7. New recordings
 #
 # `jax-mtlser predict` searches folders and writes a row for each recording, with the probability of every emotion. A file
-# that cannot be read gets its reason in the column `error`. Here the same voices say sentences that were not in training.
+# that cannot be read gets its reason in the column `error`. Here the ten voices speak again.
 
 # %%
 make_demo_corpus(here / "new", DemoConfig(sentences_per_style=1, seed=5))

@@ -14,8 +14,11 @@ from jax_mtlser.config import EncoderConfig
 from jax_mtlser.models.pretrained import encoder_parameters, open_encoder
 from jax_mtlser.run_folder import RunFolder, read_json
 
+pytestmark = pytest.mark.slow  # two trainings
+
 ROOT = Path(__file__).parents[1]
 CHANCE = 1 / 4
+CLEARLY = 0.1  # above chance; the models that it trains reach 46 to 48 %
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ def test_both_models_know_emotions_of_speakers_that_they_have_not_heard(tutorial
     for name in ("three_tasks", "emotion_only"):
         run = RunFolder(tutorial.folder / name)
         pooled = read_json(run.results)["pooled"]
-        assert pooled["ua"] >= CHANCE + 0.15
+        assert pooled["ua"] >= CHANCE + CLEARLY
         assert pooled["speaker_accuracy"] is None
         assert pooled["wer"] is None
         assert (run.report / "index.html").is_file()
@@ -68,7 +71,7 @@ def test_new_recordings_are_recognised_better_than_by_chance(tutorial):
     rows = tutorial.values["predictions"]
     assert len(rows) == 40
     assert not any(row["error"] for row in rows)
-    assert len(tutorial.values["right"]) >= (CHANCE + 0.15) * len(rows)
+    assert len(tutorial.values["right"]) >= (CHANCE + CLEARLY) * len(rows)
     answer = tutorial.values["answer"]
     assert answer.emotion == rows[0]["emotion"]
     assert sum(answer.probabilities.values()) == pytest.approx(1)
