@@ -77,4 +77,14 @@ def _usage() -> str:
     lines = ["jax-mtlser: multi-task speech emotion recognition", ""]
     for name, (arguments, summary, _) in _COMMANDS.items():
         lines += [f"  jax-mtlser {name} {arguments}", f"      {summary}"]
-    return "\n".join([*lines, "", "train.py and eval.py in the source tree are the first two of them."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "jax-mtlser COMMAND -h says more. train.py and eval.py in the source tree are the commands train and eval.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -35,6 +35,10 @@ def train(*flags: str) -> int:
         ([DEMO, "--workdir=x", "--config.training.epochs=0"], "training.epochs is 0"),
         ([DEMO, "--workdir=x", "--wrkdir=y"], "Did you mean: workdir"),
         ([DEMO, "--workdir=x", "epochs=3"], "what is 'epochs=3'"),
+        ([DEMO, "--workdir=x", "--epochs=3"], r"there is no flag --epochs; did you mean --config\.training\.epochs\?"),
+        ([DEMO, "--workdir=x", "--config.epochs=3"], r"has no setting 'epochs'; did you mean --config\.training\.epochs\?"),
+        ([DEMO, "--workdir=x", "--config.zzz=3"], "has no setting 'zzz'; it has name, corpus"),
+        ([f"--config={ROOT}/configs", "--workdir=x"], "there is no configuration file .*configs; there are .*configs/demo.py"),
     ],
 )  # fmt: skip
 def test_a_wrong_flag_is_answered_in_a_few_lines(flags, message, capsys):
@@ -70,6 +74,20 @@ def test_missing_corpus_and_checkpoint_are_both_told_with_their_options(tmp_path
     assert "--config.model.encoder.checkpoint" in error
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_is_a_file_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    (tmp_path / "run").touch()
+    assert train(DEMO, f"--workdir={tmp_path}/run") == 1
+    shown = capsys.readouterr()
+    assert f"error: {tmp_path}/run is a file; name a folder" in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize("flags", [["--wrokdir", "runs/x"], ["--workdir=x", "--audio"]])
+def test_what_leakage_does_not_understand_is_named(flags, capsys):
+    assert cli.main(["jax-mtlser", "leakage", *flags]) == 2
+    assert f"error: cannot understand {' '.join(flags)}; name either" in capsys.readouterr().err
 
 
 def test_ml_collections_spellings_work():

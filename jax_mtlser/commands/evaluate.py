@@ -11,7 +11,11 @@ __all__ = ["eval_command"]
 
 def eval_command(argv: Sequence[str]) -> int:
     """Judge a run again; status 1 when a number differs from the stored one."""
-    parser = argparse.ArgumentParser("eval.py", description="Recompute a run's results from its saved models.")
+    parser = argparse.ArgumentParser(
+        "jax-mtlser eval",
+        description="Recompute a run's results from its saved models, write results and report anew, and say where a "
+        "number differs from the stored one (status 1). eval.py is the same.",
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="run folder of a training")
     arguments = parser.parse_args(list(argv[1:]))
 

@@ -54,4 +54,5 @@ def _workdir(arguments: Sequence[str]) -> Path:
             return Path(path)
         case [argument] if argument.startswith("--workdir="):
             return Path(argument.partition("=")[2])
-    raise UsageError(f"name either a configuration or a run folder\n\n{_USAGE}")
+    what = f"cannot understand {' '.join(arguments[1:])}; " if len(arguments) > 1 else ""
+    raise UsageError(f"{what}name either a configuration or a run folder\n\n{_USAGE}")

@@ -17,13 +17,15 @@ from jax_mtlser.experiments.smoke import smoke_config
 
 __all__ = ["parse_train_flags", "train_command"]
 
-_USAGE = """usage: train.py --config FILE [--workdir DIR] [--members PART] [--config.FIELD=VALUE ...]
+_USAGE = """usage: jax-mtlser train --config FILE [--workdir DIR] [--members PART] [--config.FIELD=VALUE ...]
+
+Train every member of a configuration (each fold of each repeat, or one part of them), test it, and report. Members that
+are finished are left as they are, so the same command goes on with a run that was stopped. train.py is the same.
 
   --config FILE           Python file with get_config(), such as configs/demo.py
   --config.FIELD=VALUE    change one setting, such as --config.optimizer.learning_rate=2e-5
-  --workdir DIR           run folder, by default runs/NAME of the configuration; the same command goes on
-                          with what is not finished there. Several processes, on machines that share the
-                          folder, may run it at once: they divide the members among them
+  --workdir DIR           run folder, by default runs/NAME of the configuration. Several processes, on machines
+                          that share the folder, may run the same command: they divide the members among them
   --members PART          train a part of the members only: i/n (the i-th of n equal parts, from 1, as in a SLURM
                           array: --members=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT), or names with * and ?,
                           such as 'r0_*', several with commas between
@@ -76,7 +78,7 @@ def parse_train_flags(argv: Sequence[str]) -> tuple[Config, Path]:
     except flags.Error as error:
         if ".config" in str(error) or "--config." in str(error):
             raise UsageError(_unknown_field(argv) or str(error)) from None
-        raise UsageError(_refused_by_config(str(error)) or str(error)) from None
+        raise UsageError(_refused_by_config(str(error)) or _unknown_flag(error) or str(error)) from None
     except Exception as error:
         raise UsageError(_unknown_field(argv) or _broken_config(error)) from error
     if len(rest) > 1:
@@ -85,9 +87,8 @@ def parse_train_flags(argv: Sequence[str]) -> tuple[Config, Path]:
     if config_path is None:
         raise UsageError(f"--config is missing\n\n{_USAGE}")
     if not Path(config_path.partition(":")[0]).is_file():
-        near = (
-            sorted(str(p) for p in Path(config_path).parent.glob("*.py")) if Path(config_path).parent.is_dir() else []
-        )
+        named = Path(config_path)
+        near = sorted(str(path) for path in (named if named.is_dir() else named.parent).glob("*.py"))
         hint = f"; there are {', '.join(near)}" if near else ""
         raise UsageError(f"there is no configuration file {config_path}{hint}")
     config = values.config
@@ -140,11 +141,34 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
                 if not fields:
                     return f"--{name}: {where} is a value, not a group of settings"
                 near = difflib.get_close_matches(part, fields, 3, 0.5)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(fields)}"
+                elsewhere = [] if near else [f"--config.{setting}" for setting in _settings_named(part)]
+                hint = f"did you mean {' or '.join(near or elsewhere)}?"
+                if not near and not elsewhere:
+                    hint = f"it has {', '.join(fields)}"
                 return f"--{name}: {where} has no setting {part!r}; {hint}"
             cls = fields[part]
             path.append(part)
     return None
+
+
+def _unknown_flag(error: flags.Error) -> str | None:
+    """Say which setting a flag that does not exist may have been meant for."""
+    if not isinstance(error, flags.UnrecognizedFlagError):
+        return None
+    if not (meant := _settings_named(error.flagname)):
+        return None
+    return f"there is no flag --{error.flagname}; did you mean {' or '.join(f'--config.{path}' for path in meant)}?"
+
+
+def _settings_named(name: str, cls: Any = Config, group: str = "") -> list[str]:
+    """All settings of a name, wherever they stand, such as ``training.epochs``."""
+    found = []
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            found += _settings_named(name, field.type, f"{group}{field.name}.")
+        elif field.name == name:
+            found.append(f"{group}{name}")
+    return found
 
 
 def _refused_by_config(message: str) -> str | None:

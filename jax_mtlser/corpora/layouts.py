@@ -46,7 +46,7 @@ def guess_kind(path: Path) -> CorpusKind:
         ManifestError: nothing there, or nothing that is known.
     """
     if not path.exists():
-        raise ManifestError(f"there is no {path}")
+        raise ManifestError(f"there is no {path}; name the folder of a corpus, or a table")
     if find_emobox(path):
         return CorpusKind.EMOBOX
     if path.is_file():

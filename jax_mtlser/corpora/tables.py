@@ -37,7 +37,8 @@ def read_text(path: Path, *, fallback: str | None = None) -> str:
     except UnicodeDecodeError as error:
         if fallback is None:
             raise ManifestError(
-                f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); re-save it as UTF-8"
+                f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); name a CSV or JSONL table, and re-save "
+                "it as UTF-8 if it is one"
             ) from None
         return data.decode(fallback, errors="replace")
 

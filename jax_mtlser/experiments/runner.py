@@ -79,6 +79,8 @@ def train_run(
     validate(config)
     if not (math.isfinite(stale_after) and stale_after > 0):
         raise ConfigError(f"--stale_after is {stale_after}; it must be a number of seconds greater than 0")
+    if workdir.exists() and not workdir.is_dir():
+        raise RunError(f"{workdir} is a file; name a folder, new or of the same training, with --workdir")
     run = RunFolder(workdir)
     _require_same_settings(run, config)
     display.line(f"run folder: {workdir}")
