@@ -6,14 +6,15 @@ FOLDER holds metadata.csv (file, emotion, speaker, gender, sentence_id, text, ..
 in each fold; the last epoch is tested, so that all six others are trained on. The speaker head is not scored. Every
 speaker reads the same sentences: the word error rate is that of sentences heard in training.
 
-Emotion alone, and a probe on the frozen encoder (a weighted average of all layers, one affine map):
+Emotion alone:
 
     ... --config.weights.alpha=0 --config.weights.beta=0 --config.weights.gamma=0
-    ... --config.weights.alpha=0 --config.weights.beta=0 --config.weights.gamma=0 \
-        --config.model.encoder.freeze=encoder --config.model.head_input=weighted_sum \
-        --config.optimizer.head_learning_rate=3e-3
 
-Results and times of the first two are in the README; the probe has been run on one fold only.
+A probe: emotion alone on the frozen encoder (a weighted average of all layers, one affine map, 15 epochs):
+
+    python train.py --config configs/whisper_tiny.py:probe --workdir runs/probe --config.corpus.path=FOLDER
+
+Results and times are in the README.
 """
 
 from jax_mtlser.config import (
@@ -23,6 +24,8 @@ from jax_mtlser.config import (
     CorpusConfig,
     CorpusKind,
     EncoderConfig,
+    Freeze,
+    HeadInput,
     LearningRateSchedule,
     ModelConfig,
     OptimizerConfig,
@@ -36,9 +39,15 @@ from jax_mtlser.config import (
 )
 
 
-def get_config() -> Config:
-    """The configuration."""
-    return Config(
+def get_config(recipe: str = "") -> Config:
+    """The configuration.
+
+    Args:
+        recipe: ``probe``, or nothing.
+    """
+    if recipe not in ("", "probe"):
+        raise ValueError(f"there is no recipe {recipe!r}; there is probe")
+    config = Config(
         name="whisper_tiny",
         corpus=CorpusConfig(kind=CorpusKind.TABLE, path="nemo"),
         audio=AudioConfig(max_seconds=30.0),
@@ -54,3 +63,9 @@ def get_config() -> Config:
         protocol=ProtocolConfig(kind=ProtocolKind.GROUPED, folds=0, group_column="speaker", validation_fraction=0.0),
         training=TrainingConfig(epochs=5, selection=Selection.LAST),
     )
+    if recipe == "probe":
+        config.weights = TaskWeights(alpha=0.0, beta=0.0, gamma=0.0)
+        config.model.encoder.freeze, config.model.head_input = Freeze.ENCODER, HeadInput.WEIGHTED_SUM
+        config.optimizer.head_learning_rate = 3e-3
+        config.training.epochs = 15
+    return config
