@@ -30,7 +30,7 @@ from jax_mtlser import runtime
 from jax_mtlser.config import Residency
 from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.data.batch_plan import FILL, PlannedBatch, plan_epoch
-from jax_mtlser.data.batches import Batch, BatchSource, gather_audio, prefetch, waveform
+from jax_mtlser.data.batches import Batch, BatchSource, gather, prefetch, waveform
 from jax_mtlser.data.packed import PackedAudio
 
 OURS = ("ours, resident", "ours, memory map", "ours, memory map, moved to the device")
@@ -149,7 +149,7 @@ class InStep:
 
         @functools.partial(jax.jit, static_argnums=3)
         def run(corpus: Any, offsets: Any, lengths: Any, num_samples: int) -> Any:
-            return waveform(gather_audio(corpus, offsets, lengths, num_samples), lengths, normalize=True)
+            return waveform(gather(corpus, offsets, lengths, num_samples), lengths, normalize=True)
 
         self._run = run
 

@@ -69,6 +69,8 @@ class BatchingConfig:
         num_buckets: number of padded lengths, hence of compiled programs.
         accumulation_steps: an optimizer step's batch is worked through in this many equal parts.
         residency: where the corpus lies.
+        keep_frozen: compute what a frozen part of the encoder gives once and keep it on the accelerator, where it
+            fits and the corpus may lie there.
     """
 
     batch_size: int = 8
@@ -76,6 +78,7 @@ class BatchingConfig:
     num_buckets: int = 8
     accumulation_steps: int = 1
     residency: Residency = Residency.AUTO
+    keep_frozen: bool = True
 
 
 class WeightingMethod(enum.Enum):

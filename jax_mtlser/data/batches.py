@@ -1,6 +1,7 @@
 """From a batch plan to arrays: gathered on the device from the resident corpus, or read from the memory map."""
 
 import dataclasses
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -10,14 +11,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int16
+from jaxtyping import Array, Float, Int, Int16, Int32, Int64, Shaped
 
 from jax_mtlser.config import ConfigError, Residency
 from jax_mtlser.data.batch_plan import FILL, Buckets, PlannedBatch
 from jax_mtlser.data.labels import MISSING, Targets
 from jax_mtlser.data.packed import PackedAudio
 
-__all__ = ["Batch", "BatchSource", "fits_on_device", "gather_audio", "prefetch", "waveform"]
+__all__ = ["Batch", "BatchSource", "fits_on_device", "gather", "prefetch", "waveform"]
 
 # A resident corpus may take this share of the accelerator's memory.
 _MEMORY_SHARE = 0.25
@@ -29,7 +30,7 @@ class Batch:
 
     Attributes:
         audio: int16 [B, S], zero behind each utterance; None when the step gathers it from the resident corpus.
-        offsets: int32 [B] first sample of each utterance in the resident corpus; None with ``audio``.
+        offsets: int32 [B] first sample, or frame, of each utterance in the resident corpus; None with ``audio``.
         lengths: int32 [B] samples of each utterance; 0 in rows that only fill the batch.
         emotion, gender, speaker: int32 [B], -1 where not known.
         transcript: int32 [B, N].
@@ -46,12 +47,14 @@ class Batch:
     transcript_lengths: Array
 
 
-def fits_on_device(num_samples: int) -> bool:
-    """Whether a corpus of so many samples may live on the accelerator."""
-    if num_samples >= 2**31:  # offsets are int32
+def fits_on_device(entries: int, bytes_each: int = 2) -> bool:
+    """Whether a corpus of so many samples, or frames, may live on the accelerator (on a CPU: in memory)."""
+    if entries >= 2**31:  # offsets are int32
         return False
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return limit is None or 2 * num_samples <= _MEMORY_SHARE * limit
+    if limit is None:
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return entries * bytes_each <= _MEMORY_SHARE * limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +66,15 @@ class BatchSource:
         targets: of every utterance.
         buckets: the padded shapes.
         on_device: batches carry offsets into :meth:`resident_corpus` instead of samples.
+        frame_offsets: int64 [N + 1] of each utterance in a resident corpus of frames, which then takes the place of
+            that of samples; see :func:`~jax_mtlser.training.frozen_corpus.frozen_corpus`.
     """
 
     audio: PackedAudio
     targets: Targets
     buckets: Buckets
     on_device: bool
+    frame_offsets: Int64[np.ndarray, " N+1"] | None = None
 
     @classmethod
     def create(cls, audio: PackedAudio, targets: Targets, buckets: Buckets, residency: Residency) -> "BatchSource":
@@ -93,6 +99,7 @@ class BatchSource:
 
     def get(self, planned: PlannedBatch) -> Batch:
         """The arrays of one batch, on the host."""
+        starts = self.audio.offsets if self.frame_offsets is None else self.frame_offsets
         real = planned.rows != FILL
         rows = np.where(real, planned.rows, 0)
         targets, width = self.targets, self.buckets.transcript_widths[planned.bucket]
@@ -104,8 +111,8 @@ class BatchSource:
         stored = targets.transcript[rows, :width] * real[:, None]
         transcript = np.pad(stored, ((0, 0), (0, width - stored.shape[1]))).astype(np.int32)
         return Batch(
-            audio=None if self.on_device else self._read(planned),  # type: ignore[arg-type]
-            offsets=np.where(real, self.audio.offsets[rows], 0).astype(np.int32) if self.on_device else None,  # type: ignore[arg-type]
+            audio=None if self.on_device else self.samples(planned)[0],  # type: ignore[arg-type]
+            offsets=np.where(real, starts[rows], 0).astype(np.int32) if self.on_device else None,  # type: ignore[arg-type]
             lengths=np.where(real, self.audio.lengths[rows], 0).astype(np.int32),  # type: ignore[arg-type]
             emotion=labels(targets.emotion),  # type: ignore[arg-type]
             gender=labels(targets.gender),  # type: ignore[arg-type]
@@ -114,21 +121,23 @@ class BatchSource:
             transcript_lengths=transcript_lengths,  # type: ignore[arg-type]
         )
 
-    def _read(self, planned: PlannedBatch) -> np.ndarray:
+    def samples(self, planned: PlannedBatch) -> tuple[Int16[np.ndarray, "B S"], Int32[np.ndarray, " B"]]:
+        """The samples of one batch, on the host, and how many each row has."""
         audio = np.zeros((len(planned.rows), self.buckets.bounds[planned.bucket]), np.int16)
         for place, row in enumerate(planned.rows):
             if row != FILL:
                 samples = self.audio[int(row)]
                 audio[place, : len(samples)] = samples
-        return audio
+        return audio, np.where(planned.rows != FILL, self.audio.lengths[planned.rows], 0).astype(np.int32)
 
 
-def gather_audio(
-    corpus: Int16[Array, " total"], offsets: Int[Array, " B"], lengths: Int[Array, " B"], num_samples: int
-) -> Int16[Array, "B S"]:
-    """Cut utterances out of the resident corpus, zero behind each."""
-    cut = jax.vmap(lambda start: jax.lax.dynamic_slice(corpus, (start,), (num_samples,)))(offsets)
-    return jnp.where(jnp.arange(num_samples)[None] < lengths[:, None], cut, 0)
+def gather(
+    corpus: Shaped[Array, "total *C"], offsets: Int[Array, " B"], lengths: Int[Array, " B"], count: int
+) -> Shaped[Array, "B S *C"]:
+    """Cut utterances out of the resident corpus, ``count`` samples or frames each, zero behind their own."""
+    cut = jax.vmap(lambda start: jax.lax.dynamic_slice_in_dim(corpus, start, count))(offsets)
+    own = jnp.arange(count)[None] < lengths[:, None]
+    return jnp.where(own.reshape(*own.shape, *[1] * (corpus.ndim - 1)), cut, 0)
 
 
 def waveform(audio: Int16[Array, "B S"], lengths: Int[Array, " B"], *, normalize: bool) -> Float[Array, "B S"]:

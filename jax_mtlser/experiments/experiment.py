@@ -34,8 +34,10 @@ from jax_mtlser.data.vocabulary import (
     paper_vocabulary,
     transcripts_vocabulary,
 )
+from jax_mtlser.experiments.kept_frames import KeptFrames, kept_frames
 from jax_mtlser.experiments.knobs import compiled_in, knobs
 from jax_mtlser.experiments.members import Member
+from jax_mtlser.models.frozen import FrozenPart
 from jax_mtlser.models.layers import Lora
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
 from jax_mtlser.models.pretrained import (
@@ -47,6 +49,7 @@ from jax_mtlser.models.pretrained import (
     open_encoder,
 )
 from jax_mtlser.models.transformer import EncoderOptions
+from jax_mtlser.training.frozen_corpus import frozen_corpus
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
 from jax_mtlser.training.sharding import CompiledSteps, make_mesh
@@ -214,7 +217,7 @@ class Experiment:
 
     def steps_of(self, sizes: HeadSizes, blank: int) -> CompiledSteps:
         """The programs for a model with these heads; members with equal ones share them, whatever their variant."""
-        encoder, config = self.config.model.encoder, self.config
+        encoder, config, kept = self.config.model.encoder, self.config, self.kept
         spec = StepSpec(
             model=MultitaskModel(
                 self.encoder.arch,
@@ -238,15 +241,18 @@ class Experiment:
             blank=blank,
             accumulation_steps=config.batching.accumulation_steps,
             method=config.weights.method,
+            frozen=kept.part if kept else FrozenPart.NOTHING,
         )
-        resident = len(self.audio.samples) + self.buckets.bounds[-1] if self.on_device else None
+        samples = len(self.audio.samples) + self.buckets.bounds[-1] if not kept and self.on_device else None
+        frames = kept.total if kept else None
         # Knobs are traced, but which of them there are is compiled in.
         structure = jax.tree.structure(knobs(self.config, 1, 1))
         for known_structure, known in self.shared.steps:
-            alike = known.spec == spec and known.mesh == self.mesh and known.resident_samples == resident
+            resident = (known.resident_samples, known.resident_frames) == (samples, frames)
+            alike = known.spec == spec and known.mesh == self.mesh and resident
             if alike and known_structure == structure and _equal(known.buckets, self.buckets):
                 return known
-        steps = CompiledSteps(spec, self.buckets, self.mesh, resident_samples=resident)
+        steps = CompiledSteps(spec, self.buckets, self.mesh, resident_samples=samples, resident_frames=frames)
         self.shared.steps.append((structure, steps))
         return steps
 
@@ -341,14 +347,38 @@ class Experiment:
         """The corpus on the devices, moved there once; one sample where batches bring their own."""
         source = self._source(None)
         # The id stands for the samples, which the tuple's last entry keeps alive.
-        wanted = (source.on_device, self.buckets.bounds[-1], self.mesh, id(self.audio))
+        wanted = (source.on_device, self.buckets.bounds[-1], self.mesh, id(self.audio), *self._kept_by(steps))
         if self.shared.resident is None or self.shared.resident[0] != wanted:
             self.shared.resident = None  # freed first: the accelerator need not hold two
-            self.shared.resident = (wanted, steps.put(source.resident_corpus()), self.audio)
+            corpus = self._frozen_corpus(steps) if self.kept else source.resident_corpus()
+            self.shared.resident = (wanted, steps.put(corpus), self.audio)
         return self.shared.resident[1]
 
+    @property
+    def kept(self) -> KeptFrames | None:
+        """The frames that lie on the accelerator in place of the samples."""
+        dtype = compute_dtype(self.config.training.precision)
+        return kept_frames(self.config, self.encoder, self.audio.lengths, self.buckets.bounds[-1], dtype)
+
+    def _kept_by(self, steps: CompiledSteps) -> tuple[Any, ...]:
+        """What the frames of the frozen part follow from, beside the samples."""
+        spec = steps.spec
+        if spec.frozen is FrozenPart.NOTHING:
+            return ()
+        return spec.frozen, spec.model.options, spec.model.head_input, spec.plain, self.encoder.weights
+
+    def _frozen_corpus(self, steps: CompiledSteps) -> Any:
+        self.compile(steps, names=("frozen",))
+        loaded = self._pretrained()
+        assert loaded is not None
+        encoder = _overlay(dict(steps.init_params(0))["encoder"], steps.put(loaded.encoder))
+        with self.display.counting("computing what is frozen") as progress:
+            return frozen_corpus(steps, self._source(None), encoder, progress)
+
     def _source(self, targets: Any) -> BatchSource:
-        return BatchSource.create(self.audio, targets, self.buckets, self.config.batching.residency)
+        source = BatchSource.create(self.audio, targets, self.buckets, self.config.batching.residency)
+        kept = self.kept
+        return dataclasses.replace(source, on_device=True, frame_offsets=kept.offsets) if kept else source
 
 
 def experiments_by_variant(

@@ -130,7 +130,9 @@ class FinishedRun:
         run = RunFolder(workdir)
         config = read_run_config(run)
         names = {folder.path.name for folder in only or finished_members(run)}
-        settings = settings_of(config)
+        # What is judged once need not be kept, and the checkpoint that training started from may be gone.
+        judging = dataclasses.replace(config, batching=dataclasses.replace(config.batching, keep_frozen=False))
+        settings = settings_of(judging)
         base = Experiment.load(next(iter(settings.values())), display, read_manifest(run.corpus, name=None))
         drawn = folds_from_record(base.manifest, read_json(run.folds))
         everyone = dataclasses.replace(config.protocol, only_folds=(), only_repeats=())

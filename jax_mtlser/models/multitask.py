@@ -1,7 +1,7 @@
 """The four-task model: one encoder, four heads."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -86,19 +86,41 @@ class MultitaskModel(nn.Module):
 
     def __call__(
         self,
-        audio: Float[Array, "B S"],
+        audio: Float[Array, "B S"] | None,
         lengths: Int[Array, " B"],
         *,
         train: bool,
+        frozen: Sequence[Array] | None = None,
         gradient_factors: Mapping[str, Array] | None = None,
     ) -> MultitaskOutput:
-        """Encode a batch and read every head; see :meth:`read` for ``gradient_factors``."""
-        return self.read(self.encode(audio, lengths, train=train), train=train, gradient_factors=gradient_factors)
+        """Encode a batch and read every head; see :meth:`encode` for ``frozen``, :meth:`read` for the factors."""
+        encoded = self.encode(audio, lengths, train=train, frozen=frozen)
+        return self.read(encoded, train=train, gradient_factors=gradient_factors)
 
-    def encode(self, audio: Float[Array, "B S"], lengths: Int[Array, " B"], *, train: bool) -> EncoderOutput:
-        """What all heads share."""
+    def encode(
+        self,
+        audio: Float[Array, "B S"] | None,
+        lengths: Int[Array, " B"],
+        *,
+        train: bool,
+        frozen: Sequence[Array] | None = None,
+    ) -> EncoderOutput:
+        """What all heads share.
+
+        Args:
+            audio: not needed with ``frozen``.
+            lengths: samples of each utterance.
+            train: switches on dropout.
+            frozen: from :func:`~jax_mtlser.models.frozen.frozen_frames`, zero on padding: what the frozen part of the
+                encoder gives for these utterances.
+        """
         every_layer = self.head_input is HeadInput.WEIGHTED_SUM
-        return self.encoder(audio, lengths, train=train and not self.frozen_encoder, output_hidden_states=every_layer)
+        if frozen is not None and self.frozen_encoder:
+            return EncoderOutput(frozen[-1], self.arch.num_frames(lengths), tuple(frozen) if every_layer else None)
+        known: dict[str, Any] = {} if frozen is None else {"features": frozen[0]}
+        train = train and not self.frozen_encoder
+        heard: Any = audio
+        return self.encoder(heard, lengths, train=train, output_hidden_states=every_layer, **known)
 
     def read(
         self,

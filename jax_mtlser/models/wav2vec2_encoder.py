@@ -25,15 +25,18 @@ class Wav2Vec2Encoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        audio: Float[Array, "B S"],
+        audio: Float[Array, "B S"] | None,
         lengths: Int[Array, " B"],
         *,
         train: bool,
         output_hidden_states: bool = False,
+        features: Float[Array, "B T C"] | None = None,
     ) -> EncoderOutput:
-        """Encode a batch."""
+        """Encode a batch, from ``features`` where they are there: what the feature encoder gives."""
         arch, dtype, hf_compat = self.arch, self.options.dtype, self.options.hf_compat
-        features = FeatureEncoder(arch, dtype, hf_compat, name="feature_encoder")(audio, lengths)
+        if features is None:
+            assert audio is not None
+            features = FeatureEncoder(arch, dtype, hf_compat, name="feature_encoder")(audio, lengths)
         frame_lengths = jnp.clip(arch.num_frames(lengths), 0, features.shape[1])
         mask = frame_mask(frame_lengths, features.shape[1])
 

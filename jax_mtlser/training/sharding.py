@@ -16,7 +16,7 @@ from jax_mtlser.config import ConfigError
 from jax_mtlser.data.batch_plan import Buckets
 from jax_mtlser.data.batches import Batch
 from jax_mtlser.training.population import population_step, stack_members, take_member
-from jax_mtlser.training.step import StepSpec, TrainState, create_state, eval_step, train_step
+from jax_mtlser.training.step import StepSpec, TrainState, create_state, eval_step, frozen_step, train_step
 
 __all__ = ["CompiledSteps", "make_mesh"]
 
@@ -53,14 +53,21 @@ class CompiledSteps:
     Attributes:
         mesh: devices.
         members: trainings in one step; with several, states, training batches and knobs have a leading axis for them.
-        resident_samples: see :meth:`__init__`.
+        resident_samples, resident_frames: see :meth:`__init__`.
         replicated, by_row: shardings of one member's state and of its batches.
         by_member, by_member_and_row: the same for a population.
         seconds: compilation time of each (name, bucket).
     """
 
     def __init__(
-        self, spec: StepSpec, buckets: Buckets, mesh: Mesh, *, resident_samples: int | None, members: int = 1
+        self,
+        spec: StepSpec,
+        buckets: Buckets,
+        mesh: Mesh,
+        *,
+        resident_samples: int | None,
+        resident_frames: int | None = None,
+        members: int = 1,
     ) -> None:
         """Describe the programs; nothing is compiled yet.
 
@@ -69,6 +76,7 @@ class CompiledSteps:
             buckets: the shapes.
             mesh: devices.
             resident_samples: length of the corpus on the accelerator; None when batches bring their samples.
+            resident_frames: length of a corpus of frames; with ``spec.frozen``.
             members: trainings in one step.
         """
         self.spec, self.buckets, self.mesh, self.members = spec, buckets, mesh, members
@@ -77,7 +85,7 @@ class CompiledSteps:
         self.by_member = NamedSharding(mesh, PartitionSpec("member"))
         self.by_member_and_row = NamedSharding(mesh, PartitionSpec("member", "data"))
         self.seconds: dict[tuple[str, int], float] = {}
-        self.resident_samples = resident_samples
+        self.resident_samples, self.resident_frames = resident_samples, resident_frames
         self._state_shapes: TrainState | None = None
         self._programs: dict[tuple[str, int], Any] = {}
         self.init_state = jax.jit(functools.partial(create_state, spec), out_shardings=self.replicated)
@@ -116,8 +124,8 @@ class CompiledSteps:
         """Compile every program that is not compiled yet, two at a time.
 
         Args:
-            knobs: of one member; their values do not matter; not used for ``eval``.
-            names: ``train``, ``eval`` or both.
+            knobs: of one member; their values do not matter; used for ``train`` only.
+            names: of ``train``, ``eval``, ``frozen``.
             progress: called with (name, bucket, seconds) after each program.
         """
 
@@ -144,13 +152,15 @@ class CompiledSteps:
         """The traced program of a bucket, as it is handed to XLA.
 
         Args:
-            name: ``train`` or ``eval``.
+            name: ``train``, ``eval`` or ``frozen``.
             bucket: its shape.
-            knobs: of one member; their values do not matter; not used for ``eval``.
+            knobs: of one member; their values do not matter; used for ``train`` only.
         """
-        state, batch, bound = self.state_shapes(), self._batch_shapes(bucket), self.buckets.bounds[bucket]
-        knobs = self._replicated_shapes(knobs)
-        corpus = jax.ShapeDtypeStruct((self.resident_samples or 1,), jnp.int16, sharding=self.replicated)
+        if name == "frozen":
+            jitted = jax.jit(functools.partial(frozen_step, self.spec), out_shardings=self.by_row)
+            return jitted.lower(self.params_shapes()["encoder"], *self._sample_shapes(bucket))
+        state, batch = self.state_shapes(), self._batch_shapes(bucket)
+        bound, knobs, corpus = self.buckets.bounds[bucket], self._replicated_shapes(knobs), self._corpus_shapes()
         if name == "train" and self.members == 1:
             function = functools.partial(train_step, self.spec, bound)
             jitted = jax.jit(function, donate_argnums=0, out_shardings=self.replicated)
@@ -183,12 +193,16 @@ class CompiledSteps:
         """Run the bucket's :func:`eval_step` on ``(params, batch, corpus)``."""
         return self._programs["eval", bucket](*args)
 
+    def freeze(self, bucket: int, *args: Any) -> Any:
+        """Run the bucket's :func:`frozen_step` on ``(encoder, audio, lengths)``."""
+        return self._programs["frozen", bucket](*args)
+
     @property
     def num_programs(self) -> int:
         """Programs compiled so far."""
         return len(self._programs)
 
-    def put_batch(self, batch: Batch) -> Batch:
+    def put_batch(self, batch: Any) -> Any:
         """Move a batch to the devices, rows divided among them."""
         return jax.device_put(batch, self.by_row)
 
@@ -208,13 +222,30 @@ class CompiledSteps:
             lambda x: jax.ShapeDtypeStruct((self.members, *x.shape), x.dtype, sharding=sharding), shapes
         )
 
+    def _corpus_shapes(self) -> Any:
+        if self.resident_frames is None:
+            return jax.ShapeDtypeStruct((self.resident_samples or 1,), jnp.int16, sharding=self.replicated)
+        encoder, function = self.params_shapes()["encoder"], functools.partial(frozen_step, self.spec)
+        frames = jax.eval_shape(function, encoder, *self._sample_shapes(0))
+        return tuple(
+            jax.ShapeDtypeStruct((self.resident_frames, leaf.shape[-1]), leaf.dtype, sharding=self.replicated)
+            for leaf in frames
+        )
+
+    def _sample_shapes(self, bucket: int) -> tuple[Any, Any]:
+        rows, bound = self.buckets.batch_sizes[bucket], self.buckets.bounds[bucket]
+        return (
+            jax.ShapeDtypeStruct((rows, bound), np.int16, sharding=self.by_row),
+            jax.ShapeDtypeStruct((rows,), np.int32, sharding=self.by_row),
+        )
+
     def _batch_shapes(self, bucket: int) -> Batch:
         rows, width = self.buckets.batch_sizes[bucket], self.buckets.transcript_widths[bucket]
 
         def shape(*dims: int, dtype: Any = np.int32) -> Any:
             return jax.ShapeDtypeStruct((rows, *dims), dtype, sharding=self.by_row)
 
-        resident = self.resident_samples is not None
+        resident = self.resident_samples is not None or self.resident_frames is not None
         return Batch(
             audio=None if resident else shape(self.buckets.bounds[bucket], dtype=np.int16),
             offsets=shape() if resident else None,

@@ -9,11 +9,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int16
+from jaxtyping import Array, Int, Int16
 
 from jax_mtlser.config import CtcNormalization, Freeze, LearningRateSchedule, OptimizerConfig, WeightingMethod
-from jax_mtlser.data.batches import Batch, gather_audio, waveform
+from jax_mtlser.data.batches import Batch, gather, waveform
 from jax_mtlser.models import products
+from jax_mtlser.models.frozen import FrozenPart, frozen_frames
 from jax_mtlser.models.gradient_scale import reversal_factor
 from jax_mtlser.models.multitask import MultitaskModel, MultitaskOutput
 from jax_mtlser.training.losses import TASKS, LossSums, ctc_feasible, task_losses
@@ -38,8 +39,12 @@ __all__ = [
     "TrainState",
     "create_state",
     "eval_step",
+    "frozen_step",
     "train_step",
 ]
+
+# int16 [total], the samples; with StepSpec.frozen, float [total, C] frames, one array or one for each layer.
+Corpus = Any
 
 # Apart from the numbers of a batch's parts, which are folded into the same key.
 _WEIGHTING_STREAM = 2**31 - 1
@@ -122,6 +127,7 @@ class StepSpec:
         blank: CTC symbol.
         accumulation_steps: equal parts in which a batch is worked through.
         method: what weighs the tasks.
+        frozen: the part of the encoder whose frames lie on the devices instead of the samples.
         plain: see :class:`~jax_mtlser.config.TrainingConfig`.
     """
 
@@ -134,6 +140,7 @@ class StepSpec:
     blank: int = 0
     accumulation_steps: int = 1
     method: WeightingMethod = WeightingMethod.FIXED
+    frozen: FrozenPart = FrozenPart.NOTHING
     plain: bool = False
 
     @property
@@ -216,7 +223,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     knobs: Knobs,
-    corpus: Int16[Array, " total"],
+    corpus: Corpus,
 ) -> tuple[TrainState, StepMetrics]:
     """One optimizer step.
 
@@ -226,7 +233,7 @@ def train_step(
         state: donated by the caller.
         batch: B rows; with accumulation, row ``j`` belongs to part ``j % accumulation_steps``.
         knobs: weights and learning rates.
-        corpus: the resident corpus, or one unused sample.
+        corpus: on the devices, or one unused sample.
     """
     layout, frozen = state.layout, state.frozen
     trainable = layout.unpack(state.stacks)
@@ -242,7 +249,7 @@ def train_step(
         return weighting.coefficients(memory, knobs.weights, balanced, view, weighting_key, knobs.weighting)
 
     objective = Objective(
-        spec.model, frozen, lambda part: _waveform(spec, num_samples, part, corpus), functools.partial(_losses, spec),
+        spec.model, frozen, lambda part: _heard(spec, num_samples, part, corpus), functools.partial(_losses, spec),
         counts, dict(zip(TASKS, factors, strict=True)) if knobs.reversal else {},
     )  # fmt: skip
     gradient_by = objective.split_gradient if weighting.watches_gradients else objective.joint_gradient
@@ -288,13 +295,11 @@ def train_step(
     return state, metrics
 
 
-def eval_step(
-    spec: StepSpec, num_samples: int, params: Any, batch: Batch, corpus: Int16[Array, " total"]
-) -> Evaluation:
+def eval_step(spec: StepSpec, num_samples: int, params: Any, batch: Batch, corpus: Corpus) -> Evaluation:
     """Probabilities and losses of one batch, without dropout."""
     with products.formulation(plain=spec.plain):
-        audio = _waveform(spec, num_samples, batch, corpus)
-        output: Any = spec.model.apply({"params": params}, audio, batch.lengths, train=False)
+        heard = _heard(spec, num_samples, batch, corpus)
+        output: Any = spec.model.apply({"params": params}, **heard, lengths=batch.lengths, train=False)
         losses = _losses(spec, output, batch)
 
     def probabilities(logits: Array | None) -> Array | None:
@@ -310,12 +315,32 @@ def eval_step(
     )
 
 
-def _waveform(spec: StepSpec, num_samples: int, batch: Batch, corpus: Array) -> Array:
+def frozen_step(
+    spec: StepSpec, encoder: Any, audio: Int16[Array, "B S"], lengths: Int[Array, " B"]
+) -> tuple[Array, ...]:
+    """The frames of a batch that ``spec.frozen`` keeps: [B, T, C] each.
+
+    Args:
+        spec: static.
+        encoder: parameters of the encoder.
+        audio, lengths: samples, as in :class:`~jax_mtlser.data.batches.Batch`.
+    """
+    with products.formulation(plain=spec.plain):
+        heard = waveform(audio, lengths, normalize=spec.normalize_waveform)
+        return frozen_frames(spec.model, spec.frozen, encoder, heard, lengths)
+
+
+def _heard(spec: StepSpec, num_samples: int, batch: Batch, corpus: Corpus) -> dict[str, Any]:
+    """What the model hears of a batch: samples, or what the frozen part of the encoder made of them."""
+    if spec.frozen is not FrozenPart.NOTHING:
+        assert batch.offsets is not None
+        count, lengths = spec.model.arch.num_frames(num_samples), spec.model.arch.num_frames(batch.lengths)
+        return {"audio": None, "frozen": [gather(frames, batch.offsets, lengths, count) for frames in corpus]}
     audio = batch.audio
     if audio is None:
         assert batch.offsets is not None
-        audio = gather_audio(corpus, batch.offsets, batch.lengths, num_samples)
-    return waveform(audio, batch.lengths, normalize=spec.normalize_waveform)
+        audio = gather(corpus, batch.offsets, batch.lengths, num_samples)
+    return {"audio": waveform(audio, batch.lengths, normalize=spec.normalize_waveform)}
 
 
 def _losses(spec: StepSpec, output: MultitaskOutput, batch: Batch) -> LossSums:

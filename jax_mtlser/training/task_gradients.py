@@ -54,7 +54,7 @@ class Objective:
     Attributes:
         model: the network.
         frozen: parameters that are not trained; None in the place of those that are.
-        audio: waveforms of a part.
+        heard: the arguments ``audio`` and ``frozen`` of the model for a part.
         losses: of a part, from its logits.
         counts: float32 [K] labelled rows of the whole batch, so that parts add up to its mean.
         factors: see :meth:`~jax_mtlser.models.multitask.MultitaskModel.read`.
@@ -62,7 +62,7 @@ class Objective:
 
     model: MultitaskModel
     frozen: Any
-    audio: Callable[[Batch], Array]
+    heard: Callable[[Batch], dict[str, Any]]
     losses: Callable[[MultitaskOutput, Batch], LossSums]
     counts: Array
     factors: Mapping[str, Array]
@@ -71,8 +71,8 @@ class Objective:
         """Mean losses and their sums; dropout and the like follow from ``key``."""
         output = self.model.apply(
             {"params": merge(trainable, self.frozen)},
-            self.audio(part),
-            part.lengths,
+            **self.heard(part),
+            lengths=part.lengths,
             train=True,
             gradient_factors=self.factors,
             rngs=_streams(key),
@@ -98,8 +98,9 @@ class Objective:
 
         def encode(encoder: Any) -> tuple[tuple[Any, Any], Array]:
             params = {"encoder": merge(encoder, self.frozen["encoder"])}
-            arguments = self.audio(part), part.lengths
-            encoded: Any = self.model.apply({"params": params}, *arguments, train=True, rngs=streams, method="encode")
+            encoded: Any = self.model.apply(
+                {"params": params}, **self.heard(part), lengths=part.lengths, train=True, rngs=streams, method="encode"
+            )
             return (encoded.frames, encoded.hidden_states), encoded.lengths
 
         features, encoder_backward, lengths = jax.vjp(encode, trainable["encoder"], has_aux=True)

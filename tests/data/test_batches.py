@@ -9,7 +9,7 @@ import pytest
 
 from jax_mtlser.config import Residency
 from jax_mtlser.data.batch_plan import FILL, PlannedBatch, make_buckets
-from jax_mtlser.data.batches import BatchSource, gather_audio, prefetch, waveform
+from jax_mtlser.data.batches import BatchSource, gather, prefetch, waveform
 from jax_mtlser.data.labels import Targets
 from jax_mtlser.data.packed import PackedAudio
 
@@ -41,7 +41,7 @@ def test_both_residencies_give_the_same_samples_and_zeros_behind_them():
     one, other = device.get(planned), host.get(planned)
     assert one.audio is None
     assert other.offsets is None
-    gathered = gather_audio(
+    gathered = gather(
         jnp.asarray(device.resident_corpus()), one.offsets, one.lengths, device.buckets.bounds[planned.bucket]
     )
     np.testing.assert_array_equal(gathered, other.audio)

@@ -13,8 +13,9 @@ from tiny import saved_parameters, tiny_config, write_corpus
 
 from jax_mtlser import cli
 from jax_mtlser.architecture import WhisperArchitecture
-from jax_mtlser.config import Config, ConfigError, Freeze, HeadInput
+from jax_mtlser.config import Config, ConfigError, Freeze, HeadInput, Residency
 from jax_mtlser.evaluation.predictions import read_predictions
+from jax_mtlser.experiments import experiment
 from jax_mtlser.experiments.runner import evaluate_run, train_run
 from jax_mtlser.models.pretrained import encoder_parameters, export_encoder
 from jax_mtlser.models.speech_encoder import speech_encoder
@@ -113,6 +114,49 @@ def test_what_is_frozen_keeps_the_checkpoint_s_weights(corpus, checkpoint, tmp_p
         loaded["transformer"]["layer_1"]["feed_forward"]["output"]["kernel"],
         saved["transformer"]["layer_1"]["feed_forward"]["output"]["kernel"],
     )
+
+
+@pytest.mark.parametrize("head_input", [HeadInput.LAST, HeadInput.WEIGHTED_SUM])
+def test_a_frozen_encoder_is_heard_once_and_the_run_is_the_same(corpus, checkpoint, tmp_path, monkeypatch, head_input):
+    computed = []
+    original = experiment.frozen_corpus
+    monkeypatch.setattr(experiment, "frozen_corpus", lambda *args: computed.append(1) or original(*args))
+    found = {}
+    for kept in (True, False):
+        config = _config(corpus, checkpoint)
+        config.model.encoder.freeze, config.model.head_input = Freeze.ENCODER, head_input
+        config.protocol.only_folds = ()
+        config.batching.keep_frozen = kept
+        run = RunFolder(tmp_path / str(kept))
+        assert train_run(config, run.path, display()) == 0
+        _, rows = read_predictions(run.member("r0_f1").predictions)
+        found[kept] = {row.id: row for row in rows}
+    assert computed == [1]  # once for both folds, and not at all where it was not wanted
+    assert found[True].keys() == found[False].keys()
+    for name, row in found[True].items():
+        np.testing.assert_allclose(
+            row.emotion_probabilities, found[False][name].emotion_probabilities, atol=1e-5, err_msg=name
+        )
+    # Judged again from the saved models, on samples.
+    before = read_json(run.results)["pooled"]
+    evaluate_run(RunFolder(tmp_path / "True").path, display())
+    assert read_json(RunFolder(tmp_path / "True").results)["pooled"]["wa"] == before["wa"]
+
+
+def test_frames_are_kept_only_where_they_fit_and_come_from_a_checkpoint(corpus, checkpoint, monkeypatch):
+    def kept(**changes):
+        config = _config(corpus, checkpoint)
+        config.model.encoder.freeze = Freeze.ENCODER
+        for name, value in changes.items():
+            setattr(config.batching if name == "residency" else config.model.encoder, name, value)
+        return experiment.Experiment.load(config, display()).kept
+
+    assert kept() is not None
+    assert kept(residency=Residency.HOST) is None
+    assert kept(freeze=Freeze.NOTHING) is None
+    assert kept(checkpoint="") is None
+    monkeypatch.setattr("jax_mtlser.experiments.kept_frames.fits_on_device", lambda entries, each: False)
+    assert kept() is None
 
 
 def test_more_audio_than_the_encoder_takes_is_refused_before_decoding(corpus, checkpoint, tmp_path):
