@@ -129,7 +129,7 @@ def test_a_frozen_encoder_is_heard_once_and_the_run_is_the_same(corpus, checkpoi
         config.batching.keep_frozen = kept
         run = RunFolder(tmp_path / str(kept))
         assert train_run(config, run.path, display()) == 0
-        _, rows = read_predictions(run.member("r0_f1").predictions)
+        rows = read_predictions(run.member("r0_f1").predictions)
         found[kept] = {row.id: row for row in rows}
     assert computed == [1]  # once for both folds, and not at all where it was not wanted
     assert found[True].keys() == found[False].keys()
