@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent / "corpora"))
 from iemocap_tree import write_dialogue
 
 from jax_mtlser import cli
-from jax_mtlser.architecture import EncoderFamily, Wav2Vec2Architecture
+from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily, Wav2Vec2Architecture, WhisperArchitecture
 from jax_mtlser.commands.train import parse_train_flags, train_command
 from jax_mtlser.config import DemoConfig, validate
 from jax_mtlser.corpora.demo import make_demo_corpus
@@ -148,12 +148,15 @@ STAND_INS: dict[str, Callable[[Path, World], None]] = {
     "runs/mine": trained,
     "runs/four_tasks": trained,
     "runs/emotion_only": trained,
+    "runs/speakers": trained,
+    "runs/random": trained,
     "RUN": trained,
 }
 CHECKPOINTS = {
     "facebook/wav2vec2-base": EncoderFamily.WAV2VEC2,
     "facebook/hubert-base-ls960": EncoderFamily.HUBERT,
     "microsoft/wavlm-large": EncoderFamily.WAVLM,
+    "openai/whisper-tiny.en": EncoderFamily.WHISPER,
 }
 # What is added to each training, and to commands with these words.
 TRAINING = (
@@ -164,6 +167,7 @@ SMALLER = {
     "configs/demo.py": "--config.smoke=true --config.protocol.only_folds=0",
     "IEMOCAP_full_release": "--config.corpus.partial=true --config.protocol.only_folds=0",
     "table.csv": "--config.protocol.only_folds=0",
+    "whisper_tiny.py:probe": "--config.protocol.only_folds=0",
     "figs3_8.py": "--members=alpha0_r0_f0,alpha1_r0_f0",
     "jax-mtlser robustness": "--condition white:10",
     "benchmarks/padding.py": "--buckets 2 --batch-sizes 8 --draws 1",
@@ -173,6 +177,7 @@ SMALLER = {
 SLOW = (
     "IEMOCAP_full_release",
     "table.csv",
+    "whisper_tiny.py:probe",
     "figs3_8.py",  # experiments/test_paper_configs.py runs the same two members
     "benchmarks/compiled_step.py",  # compiled/test_cpu_step.py compiles such a step in every run
     "benchmarks/encoders.py",  # five encoders of base size
@@ -181,11 +186,15 @@ SLOW = (
 
 def write_checkpoint(folder: Path, family: EncoderFamily) -> None:
     """One small layer of random weights, in Hugging Face layout."""
-    arch = Wav2Vec2Architecture(
-        family=family, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        conv_dim=(8, 16), conv_kernel=(40, 8), conv_stride=(20, 16), num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2, mask_time_length=4,
-    )  # fmt: skip
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    arch: EncoderArchitecture
+    if family is EncoderFamily.WHISPER:
+        arch = WhisperArchitecture(**size, num_mel_bins=8)
+    else:
+        arch = Wav2Vec2Architecture(
+            family=family, **size, conv_dim=(8, 16), conv_kernel=(40, 8), conv_stride=(20, 16),
+            num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, mask_time_length=4,
+        )  # fmt: skip
     module = speech_encoder(arch, EncoderOptions())
     # Shapes alone: their initial values would cost a compilation.
     audio, lengths = jnp.zeros((1, 3200)), jnp.array([3200])
