@@ -116,12 +116,21 @@ class _Form:
 
 async def _read_form(request: Request, boundary: bytes, counted: _Counted) -> None:
     form = _Form(counted.write)
-    names = ("on_part_begin", "on_header_field", "on_header_value", "on_header_end", "on_headers_finished",
-             "on_part_data", "on_end")  # fmt: skip
     if not boundary:
         raise Refusal(422, "the multipart form has no boundary in its content-type; let the client set that header")
     arrived = 0
-    parser = MultipartParser(boundary, {name: getattr(form, name) for name in names})  # type: ignore[misc]
+    parser = MultipartParser(
+        boundary,
+        {
+            "on_part_begin": form.on_part_begin,
+            "on_header_field": form.on_header_field,
+            "on_header_value": form.on_header_value,
+            "on_header_end": form.on_header_end,
+            "on_headers_finished": form.on_headers_finished,
+            "on_part_data": form.on_part_data,
+            "on_end": form.on_end,
+        },
+    )
     async for chunk in request.stream():
         arrived += len(chunk)
         if arrived - counted.bytes > _FORM_BYTES + len(chunk):
