@@ -56,7 +56,7 @@ async function judge(recording) {
   }
   current = recording;
   byId("again").disabled = false;
-  say(`Judging ${recording.name} …`);
+  say(`Judging ${recording.name} … (the first recording of each length takes longer)`);
   const query = new URLSearchParams({outline: 450});
   if (about.emotions.length) {
     query.set("window", byId("window").value);
@@ -90,6 +90,7 @@ function show(answer, recording) {
   const text = byId("transcript").querySelector("p");
   text.textContent = answer.transcript || "(no word heard)";
   text.className = answer.transcript ? "" : "quiet";
+  byId("calibrated").textContent = `whole recording${about.calibrated ? ", calibrated" : ""}`;
   draw(answer);
 }
 
@@ -205,7 +206,24 @@ function draw(answer) {
     for (const end of ["x1", "x2"]) head.setAttribute(end, x);
     head.setAttribute("visibility", "visible");
   }
-  byId("timeline").replaceChildren(svg);
+  byId("timeline").replaceChildren(...(several ? [legend(), svg, caption(answer)] : [svg]));
+}
+
+function legend() {
+  const row = element("div", "legend");
+  about.emotions.forEach((name, i) => {
+    const one = element("span", "quiet"), swatch = element("span", "swatch");
+    swatch.style.background = COLOURS[i % COLOURS.length];
+    one.append(swatch, name);
+    row.append(one);
+  });
+  return row;
+}
+
+function caption(answer) {
+  return element("p", "quiet", `Above: the waveform in the colour of the most probable emotion. Below: the probability `
+    + `of each, in windows of ${answer.window} s every ${+answer.hop.toFixed(2)} s, averaged over three. A click plays `
+    + "from there.");
 }
 
 // Neighbours with the same emotion.
