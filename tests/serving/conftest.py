@@ -9,15 +9,14 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import uvicorn
 from rich.console import Console
 from starlette.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
+from sounds import MAX_MEGABYTES, MAX_SECONDS, wav
 from tiny import tiny_config, write_corpus
 
 from jax_mtlser.config import AudioConfig, Precision
@@ -26,9 +25,6 @@ from jax_mtlser.inference.recognizer import Recognizer
 from jax_mtlser.serving.app import build_app
 from jax_mtlser.serving.examples import Example
 from jax_mtlser.training.progress import Display
-
-MAX_SECONDS = 20.0
-MAX_MEGABYTES = 1.0
 
 
 @pytest.fixture(scope="session")
@@ -72,20 +68,6 @@ def app(recognizer):
 def client(app, scratch):
     with TestClient(app, base_url="http://127.0.0.1:7860") as client:
         yield client
-
-
-def noise(seconds: float, rate: int = 16_000) -> np.ndarray:
-    return 0.1 * np.random.default_rng(round(1000 * seconds)).standard_normal(round(seconds * rate))
-
-
-def sound(samples: np.ndarray, form: str = "WAV", rate: int = 16_000, **kind: str) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format=form, **kind)
-    return file.getvalue()
-
-
-def wav(seconds: float) -> bytes:
-    return sound(noise(seconds))
 
 
 class Server:

@@ -12,7 +12,7 @@ import urllib.request
 import numpy as np
 import pytest
 import soundfile
-from conftest import noise, wav
+from sounds import noise, wav
 
 from jax_mtlser import cli
 from jax_mtlser.serving.examples import examples_in_folder, examples_of_run, in_a_row

@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import noise, sound, wav
+from sounds import noise, sound, wav
 
 from jax_mtlser.inference.hearing import Windows
 from jax_mtlser.serving import app as app_module

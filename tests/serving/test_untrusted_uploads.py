@@ -11,9 +11,9 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from conftest import MAX_MEGABYTES, MAX_SECONDS, noise, sound, wav
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sounds import MAX_MEGABYTES, MAX_SECONDS, noise, sound, wav
 
 BOUNDARY = "xx"
 FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
