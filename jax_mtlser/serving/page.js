@@ -293,6 +293,7 @@ async function toggleRecording() {
     }
   };
   byId("record").classList.add("recording");
+  byId("result").hidden = true;
   say("Recording …");
   recorder.start();
 }
