@@ -81,15 +81,17 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _listen(host: str, port: int) -> socket.socket:
     """Take the port before the model is loaded, so that a port in use is told at once."""
+    if not 0 <= port <= 65_535:  # a resolver would take the remainder
+        raise UsageError(f"--port is {port}; it must be 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UsageError(f"cannot listen on {host} port {port}: {error}; name another --host or --port") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
         raise UsageError(f"cannot listen on {host} port {port}: {error}; name another --host or --port") from None
     return listener
