@@ -68,6 +68,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             examples=examples,
             hosts=() if own else None,
         )
+        listener.listen(128)  # whoever follows the printed address waits for the server, and is not turned away
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         members = ", ".join(member.name for member in recognizer.members)
