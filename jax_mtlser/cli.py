@@ -30,6 +30,11 @@ _COMMANDS = {
         "emotion and gender of recordings, as a table or timeline",
         "predict:predict_command",
     ),
+    "demo": (
+        "--workdir RUN [--host HOST] [--port PORT] [--examples DIR]",
+        "a page to try a run in the browser, and an HTTP endpoint",
+        "demo:demo_command",
+    ),
     "compare": (
         "RUN RUN [RUN ...] [--all-pairs] [--cluster COLUMN] [-o FILE]",
         "do runs differ by more than chance?",

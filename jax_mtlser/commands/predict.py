@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["predict_command"]
 
 _USAGE = """jax-mtlser predict --workdir RUN PATH ... [-o OUT] [options]
-       jax-mtlser predict --workdir RUN --list TABLE.csv [-o OUT] [options]"""
+       jax-mtlser predict --workdir RUN --list TABLE.csv [-o OUT] [options]
+       jax-mtlser predict --workdir RUN --microphone SECONDS [-o OUT] [options]"""
 
 
 def predict_command(argv: Sequence[str]) -> int:
@@ -36,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     add("paths", nargs="*", type=Path, metavar="PATH", help="recording, or folder that is searched through")
     add("--list", type=Path, metavar="CSV", help="table with a column file and, if wanted, start and end in seconds; "
         "its other columns are kept")  # fmt: skip
+    add("--microphone", type=float, metavar="SECONDS", help="record so long, and judge that")
     add("--workdir", type=Path, required=True, metavar="RUN", help="run folder of a training")
     add("--member", help="member's name, several with commas between them, or all: the mean of their probabilities; "
         "may be left out where there is one only")  # fmt: skip
@@ -61,8 +63,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     output: Path | None = arguments.output
-    if (arguments.list is None) == (not arguments.paths):
-        raise UsageError("name recordings or folders, or a table with --list")
+    sources = (bool(arguments.paths), arguments.list is not None, arguments.microphone is not None)
+    if sum(sources) != 1:
+        raise UsageError("name recordings or folders, or a table with --list, or seconds with --microphone")
     if output is None and arguments.format not in (None, "csv"):
         raise UsageError(f"--format {arguments.format} needs an output; name one with -o")
     set_up_process()
@@ -71,13 +74,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from jax_mtlser.inference.predict import Prediction, predict, print_csv
     from jax_mtlser.inference.recognition import Asked
     from jax_mtlser.inference.recognizer import Recognizer
+    from jax_mtlser.inference.requests import from_microphone
     from jax_mtlser.training.progress import Display
 
     # Standard output is the table's where no file is.
     display = Display(None if output is not None else Console(stderr=True, highlight=False))
     form = None if output is None else _form(output, arguments)
     windows = _windows(arguments)
-    found = _found(arguments, display)
+    # A microphone is listened to when everything else is ready.
+    found = None if arguments.microphone is not None else _found(arguments, display)
     recognizer = Recognizer.load(
         arguments.workdir,
         arguments.member if arguments.member in (None, "all") else arguments.member.split(","),
@@ -86,7 +91,12 @@ def _run(arguments: argparse.Namespace) -> int:
         precision=Precision(arguments.precision),
         batch_seconds=arguments.batch_seconds,
     )
-    task = Prediction(recognizer, found, Asked(speaker=arguments.speaker, transcript=arguments.transcript), windows)
+    asked = Asked(speaker=arguments.speaker, transcript=arguments.transcript)
+    recognizer.require(asked, windows)
+    if found is None:
+        display.line(f"recording {arguments.microphone:g} s from the microphone")
+        found = from_microphone(arguments.microphone)
+    task = Prediction(recognizer, found, asked, windows)
     display.line(
         f"{_count(len(found.requests))}, judged by {', '.join(member.name for member in recognizer.members)}"
         + (f"; {recognizer.calibration}" if recognizer.emotions else "")

@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "AudioError",
     "FileRecording",
     "Recording",
+    "TooLongError",
     "UnreadableError",
     "decode",
     "from_int16",
@@ -51,6 +53,10 @@ class UnreadableError(AudioError):
     """A file that libsndfile cannot read; another decoder may."""
 
 
+class TooLongError(AudioError):
+    """A recording that is longer than the caller allows."""
+
+
 def decode(
     path: str | os.PathLike[str], start: float = 0.0, end: float | None = None, *, max_seconds: float | None = None
 ) -> Float32[np.ndarray, " S"]:
@@ -77,7 +83,7 @@ def decode(
         first, last = recording.span(start, end)
         seconds = (last - first) / recording.rate
         if max_seconds is not None and last - first > max_seconds * recording.rate:
-            raise AudioError(f"too long: {seconds:.6g} s, above the limit of {max_seconds:.6g} s")
+            raise TooLongError(f"too long: {seconds:.6g} s, above the limit of {max_seconds:.6g} s")
         return recording.samples(first, last)
 
 
@@ -155,6 +161,17 @@ class Recording(abc.ABC):
         if not len(samples):
             raise AudioError("empty: 0 samples")
         return samples
+
+    def outline(self, points: int) -> Float32[np.ndarray, " P"]:
+        """The highest magnitude in each of ``points`` equal stretches, for drawing; samples that are not finite are 0.
+
+        Raises:
+            AudioError: unreadable.
+        """
+        edges = np.linspace(0, self.frames, points + 1).astype(int).tolist()
+        stretches = (self._mono(first, last) for first, last in itertools.pairwise(edges))
+        peaks = (np.nan_to_num(np.abs(samples), posinf=0.0).max(initial=0.0) for samples in stretches)
+        return np.fromiter(peaks, np.float32, points)
 
     @abc.abstractmethod
     def _mono(self, first: int, last: int) -> Float32[np.ndarray, " F"]:

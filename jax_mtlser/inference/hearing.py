@@ -16,8 +16,8 @@ from jax_mtlser.inference.recognition import Piece
 
 __all__ = ["Heard", "Source", "Windows", "WindowsError", "equal_parts", "hear", "open_source", "window_spans"]
 
-Source = str | Path | tuple[Any, int]
-"""A path, or an array with its sampling rate."""
+Source = str | Path | tuple[Any, int] | Recording
+"""A path, an array with its sampling rate, or a recording that the caller has opened and will close."""
 
 
 class WindowsError(ValueError):
@@ -76,12 +76,14 @@ class Heard:
 
 @contextlib.contextmanager
 def open_source(source: Source) -> Iterator[Recording]:
-    """Open a path, or take an array with its rate.
+    """Open a path, or take an array with its rate, or what is open already.
 
     Raises:
         AudioError: neither usable audio nor a readable file.
     """
-    if isinstance(source, tuple):
+    if isinstance(source, Recording):
+        yield source
+    elif isinstance(source, tuple):
         yield ArrayRecording(*source)
     else:
         with open_recording(source) as recording:

@@ -43,7 +43,7 @@ class Segment:
     """A recording, or a part of one that counts as a recording.
 
     Attributes:
-        source: a path, or an array with its rate.
+        source: a path, an array with its rate, or an open recording.
         start, end: seconds; None: to the end.
         error: why it cannot even be tried; None for all others.
     """
@@ -222,7 +222,7 @@ class Recognizer:
         if not isinstance(sources, list):
             return _or_raise(next(self.each([sources], asked)))
         return [
-            _or_raise(answer, f"{number}: " if isinstance(source, tuple) else f"{source}: ")
+            _or_raise(answer, f"{source}: " if isinstance(source, str | Path) else f"{number}: ")
             for number, (source, answer) in enumerate(zip(sources, self.each(sources, asked), strict=True))
         ]
 

@@ -1,4 +1,4 @@
-"""Which recordings are to be judged: files, folders searched through, or the rows of a table."""
+"""Which recordings are to be judged: files, folders searched through, the rows of a table, or a microphone's sound."""
 
 import dataclasses
 import hashlib
@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import soundfile
 
 from jax_mtlser.corpora.manifest import AUDIO_COLUMNS, ManifestError
 from jax_mtlser.corpora.tables import read_rows, seconds_of
+from jax_mtlser.data.microphone import record
 from jax_mtlser.inference.recognizer import Segment
 
-__all__ = ["Found", "Request", "find_recordings", "read_requests"]
+__all__ = ["Found", "Request", "find_recordings", "from_microphone", "read_requests"]
 
 # Names that recordings have; a folder's other files are counted and left alone. First what libsndfile's own list does
 # not spell out, then what needs ffmpeg.
@@ -36,6 +38,7 @@ class Request:
         start, end: seconds; None: to the end.
         cells: the list's further columns.
         error: why it cannot be tried; None for all others.
+        recorded: samples and their rate, instead of what lies at ``path``.
     """
 
     file: str
@@ -44,11 +47,12 @@ class Request:
     end: float | None = None
     cells: Mapping[str, str] = dataclasses.field(default_factory=dict)
     error: str | None = None
+    recorded: tuple[np.ndarray, int] | None = None
 
     @property
     def segment(self) -> Segment:
         """For the recognizer."""
-        return Segment(self.path, self.start, self.end, self.error)
+        return Segment(self.recorded or self.path, self.start, self.end, self.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Found:
         for request in self.requests:
             values = [request.file, str(request.path), request.start, request.end, dict(request.cells), request.error]
             digest.update(json.dumps(values).encode())
+            if request.recorded is not None:
+                digest.update(np.ascontiguousarray(request.recorded[0]).tobytes())
         return digest.hexdigest()
 
 
@@ -116,6 +122,16 @@ def _walk(folder: Path, entered: set[tuple[int, int]]) -> Iterator[Path | Reques
             yield from _walk(path, entered)
         else:
             yield path
+
+
+def from_microphone(seconds: float) -> Found:
+    """One recording of the microphone, made now and kept in memory only.
+
+    Raises:
+        MicrophoneError: the library or a device is missing, or a length that cannot be recorded.
+    """
+    name = "microphone"
+    return Found((Request(file=name, path=Path(name), recorded=record(seconds)),))
 
 
 def read_requests(table: Path) -> Found:

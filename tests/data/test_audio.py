@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jax_mtlser.data.audio import SAMPLE_RATE, AudioError, decode
+from jax_mtlser.data.audio import SAMPLE_RATE, ArrayRecording, AudioError, FileRecording, decode
 
 
 def sine(seconds, rate, hertz=1000.0, level=0.5):
@@ -220,3 +220,14 @@ def test_named_pipe_does_not_block(tmp_path):
     thread.start()
     thread.join(5)
     assert answers == ["not a file"]
+
+
+def test_an_outline_is_the_peak_of_each_stretch(tmp_path):
+    samples = np.zeros(1000)
+    samples[[0, 499, 500, 999]] = [0.25, -0.5, 0.125, np.nan]
+    write(tmp_path / "a.wav", samples, 8_000, subtype="FLOAT")
+    with FileRecording(tmp_path / "a.wav") as recording:
+        recording.samples(300, 600)  # wherever it was read before
+        assert recording.outline(4).tolist() == [0.25, 0.5, 0.125, 0.0]
+        assert recording.outline(4000).max() == 0.5  # more points than samples
+    assert ArrayRecording(samples, 8_000).outline(1).tolist() == [0.5]

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from jax_mtlser.data import ffmpeg
-from jax_mtlser.data.audio import AudioError, decode
+from jax_mtlser.data.audio import AudioError, TooLongError, decode
 from jax_mtlser.data.ffmpeg import open_recording
 
 
@@ -112,3 +112,18 @@ def test_limits_of_time_and_size(installed, sine, tmp_path, monkeypatch):
     monkeypatch.setattr(ffmpeg, "_MOST_SECONDS_OF_WORK", 1e-4)
     with pytest.raises(AudioError, match="did not finish within"):
         open_recording(path).__enter__()
+
+
+def test_a_callers_limit_holds_with_and_without_ffmpeg(installed, sine, tmp_path, monkeypatch):
+    path = convert(installed, sine, tmp_path / "a.m4a")
+    with open_recording(path, max_seconds=1.1) as recording:
+        assert recording.frames == pytest.approx(16_000, abs=1600)
+    with open_recording(sine, max_seconds=1.0) as recording:
+        assert recording.frames == 48_000
+    for own in (path, sine):
+        with pytest.raises(TooLongError, match=r"^too long: [\d.]+ s, above the limit of 0.5 s$"):
+            open_recording(own, max_seconds=0.5).__enter__()
+    long = tmp_path / "long.wav"
+    soundfile.write(long, 0.1 * np.ones(480_000), 48_000)
+    with pytest.raises(TooLongError, match="more than the limit of 2 s of audio"):
+        open_recording(convert(installed, long, tmp_path / "long.m4a"), max_seconds=2).__enter__()

@@ -177,7 +177,7 @@ def test_probabilities_are_calibrated_unless_asked_otherwise(calibrated_run, cor
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "name recordings or folders, or a table with --list"),
+        ([], "name recordings or folders, or a table with --list, or seconds"),
         (["{wav}", "--list", "x.csv"], "name recordings or folders, or"),
         (["{wav}", "--hop", "1"], "--hop and --smooth belong to a timeline"),
         (["{wav}", "--window", "3"], "window is 3 s; the model was trained on 0.1 to 1.5 s"),

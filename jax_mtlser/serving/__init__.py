@@ -1,0 +1,1 @@
+"""A trained run behind HTTP: a page to try it in a browser, and an endpoint for programs."""
