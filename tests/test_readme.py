@@ -15,7 +15,9 @@ the tests; of ``docker run`` what the container would do, here. Trainings that a
 own, so whole they are behind the slow marker; in every run their flags, corpus, encoder and folds are.
 """
 
+import contextlib
 import dataclasses
+import json
 import re
 import runpy
 import shlex
@@ -23,8 +25,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import urllib.request
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +251,7 @@ def execute(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         case [".", activate]:
             return subprocess.run(["sh", "-c", f". {activate}"]).returncode
         case ["pip", "install", "-e", what]:
-            extras = re.fullmatch(r"\.\[([\w,]+)\]", what)
+            extras = re.fullmatch(r"\.\[([\w,-]+)\]", what)
             known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             assert extras, what
             assert set(extras[1].split(",")) <= set(known)
@@ -269,6 +272,14 @@ def execute(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
             return 0
         case ["docker", "run", *options] if "jax-mtlser" in options:  # the image of that name, and what it is to do
             return execute(options[options.index("jax-mtlser") :], monkeypatch)
+        case ["jax-mtlser", "demo", *flags]:
+            with served(*flags) as address, urllib.request.urlopen(f"{address}/health") as reply:
+                return 0 if reply.read() == b'{"status":"ok"}' else 1
+        case ["curl", *options]:
+            with served("--workdir", "runs/demo") as address:
+                url = options[-1].replace("http://127.0.0.1:7860", address)
+                reply = subprocess.run(["curl", "-s", *options[:-1], url], capture_output=True, check=True).stdout
+            return 0 if json.loads(reply)["emotion"] in ("angry", "happy", "neutral", "sad") else 1
         case ["jax-mtlser", name]:  # said of the command as such
             with pytest.raises(SystemExit, match="0"):
                 cli.main(["jax-mtlser", name, "--help"])
@@ -278,6 +289,19 @@ def execute(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         case ["jax-mtlser", *_]:
             return cli.main([*words, *more])
     pytest.fail(f"tests/test_readme.py does not know how to run {shlex.join(words)}; see its first lines")
+
+
+@contextlib.contextmanager
+def served(*flags: str) -> Iterator[str]:
+    """A page on a free port, for as long as it is asked."""
+    code = "import sys; from jax_mtlser.cli import main; sys.exit(main(['jax-mtlser', 'demo', *sys.argv[1:]]))"
+    words = [sys.executable, "-c", code, *flags, "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield re.search(r"http://\S+", process.stdout.readline())[0]
+        finally:
+            process.terminate()
 
 
 def script(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -302,6 +326,8 @@ def training_flags(command: str) -> list[str] | None:
 def fill_for(command: str, place: Callable[[str], None]) -> None:
     """Make the stand-ins of a command, but not what it is to train itself."""
     place(command if training_flags(command) is None else re.sub(r"--workdir \S+", "", command))
+    if "curl" in command:  # asks the page that the command above it serves
+        place("runs/demo")
 
 
 def marks(command: str) -> list[pytest.MarkDecorator]:
