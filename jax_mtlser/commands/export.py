@@ -35,7 +35,7 @@ def export_command(argv: Sequence[str]) -> int:
         form, weights = ExportFormat(arguments.format), Weights(arguments.weights)
         if arguments.to.exists() and (not arguments.to.is_dir() or any(arguments.to.iterdir())):
             raise UsageError(f"{arguments.to} is not empty; name a new folder with --to")
-        if form is not ExportFormat.ONNX and not arguments.batch is arguments.seconds is None:
+        if form is not ExportFormat.ONNX and (arguments.batch, arguments.seconds) != (None, None):
             raise UsageError("--batch and --seconds belong to --format onnx; other formats take any shape")
         set_up_process()
         from rich.console import Console

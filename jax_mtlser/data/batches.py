@@ -177,7 +177,7 @@ def prefetch(function: Callable[[_In], _Out], items: Iterable[_In], depth: int =
         except BaseException as error:
             put(error)
 
-    thread = threading.Thread(target=work, name="normalized", "prefetch", daemon=True)
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         while (result := results.get()) is not end:
