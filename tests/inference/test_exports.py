@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 from jax import export
 from safetensors.numpy import load_file, save_file
 
@@ -55,10 +56,10 @@ def batch(*spoken: np.ndarray, spare: int = 0, beyond: float = 0.0) -> tuple[np.
 
 
 @pytest.fixture(scope="module")
-def program(calibrated, tmp_path_factory) -> Path:
-    """A StableHLO export of a calibrated member."""
+def program(run, tmp_path_factory) -> Path:
+    """A StableHLO export."""
     to = tmp_path_factory.mktemp("exports") / "program"
-    assert command(calibrated, to, "--format=stablehlo", "--licence=CC BY 4.0") == 0
+    assert command(run, to, "--format=stablehlo", "--licence=CC BY 4.0") == 0
     return to
 
 
@@ -73,12 +74,10 @@ def calibrated(run, tmp_path_factory) -> Path:
 # --- The same numbers everywhere --------------------------------------------------------------------------
 
 
-def test_training_recognizer_predict_and_stablehlo_give_the_same_probabilities(run, corpus, tmp_path, capsys):
-    to, table = tmp_path / "program", tmp_path / "o.csv"
-    assert command(run, to, "--format=stablehlo") == 0
-    shown = capsys.readouterr().out
-    assert "from the probabilities that training wrote down" in shown
-    judge, emotions = open_export(to)
+def test_training_recognizer_predict_and_stablehlo_give_the_same_probabilities(run, corpus, tmp_path, program):
+    table = tmp_path / "o.csv"
+    judge, emotions = open_export(program)
+    assert read_json(program / "export.json")["verified"]["stored"] <= SAME
     rows = [row for row in read_predictions(RunFolder(run).member("r0_f0").predictions) if row.part == "test"]
     paths = [corpus / "wav" / f"{row.id}.wav" for row in rows]
     listed = corpus / "listed.csv"
@@ -88,8 +87,6 @@ def test_training_recognizer_predict_and_stablehlo_give_the_same_probabilities(r
     with table.open(newline="") as file:
         predicted = [[float(cells[f"p_{name}"]) for name in emotions] for cells in csv.DictReader(file)]
     recognized = [[said.probabilities[name] for name in emotions] for said in Recognizer.load(run, "r0_f0")(paths)]
-    import soundfile
-
     spoken = [soundfile.read(path, dtype="float32")[0] for path in paths]
     exported = judge(*batch(*spoken, spare=777))
     trained = np.array([row.emotion_probabilities for row in rows])
@@ -129,16 +126,33 @@ def test_the_encoder_alone(run, tmp_path, weights):
     assert check_files(to)["labels"] == {"emotion": ["angry", "sad"]}
 
 
-def test_stablehlo_in_fewer_bits_is_smaller_and_near(calibrated, tmp_path, program):
+def test_stablehlo_in_fewer_bits_is_smaller_and_near(run, tmp_path, program, capsys):
     whole = (program / WEIGHTS).stat().st_size
     spoken = batch(noise(9_000, 0), noise(12_345, 1))
     expected = open_export(program)[0](*spoken)
-    for weights, least, share in ((Weights.BFLOAT16, 0.0, 0.9), (Weights.INT8, 0.0, 0.9)):
+    for weights in (Weights.BFLOAT16, Weights.INT8):
         to = tmp_path / weights.value
-        assert command(calibrated, to, "--format=stablehlo", f"--weights={weights.value}") == 0
-        assert (to / WEIGHTS).stat().st_size < share * whole
-        difference = np.abs(open_export(to)[0](*spoken) - expected).max()
-        assert least < difference < 0.1
+        assert command(run, to, "--format=stablehlo", f"--weights={weights.value}") == 0
+        shown = capsys.readouterr().out
+        for text in (
+            "on disk",
+            "difference",
+            "same emotion",
+            "accuracy",
+            "per utterance",
+            f"stablehlo, {weights.value}",
+        ):
+            assert text in shown, text
+        assert (to / WEIGHTS).stat().st_size < 0.9 * whole
+        assert 0 < np.abs(open_export(to)[0](*spoken) - expected).max() < 0.1
+
+
+def test_the_temperature_is_applied():
+    path = ser_path("wav2vec2")
+    spoken = batch(noise(3_000, 0))
+    warm, plain = (np.asarray(p.judge()(*spoken)) for p in (path, dataclasses.replace(path, temperature=1.0)))
+    sharpened = plain ** (1 / path.temperature)
+    np.testing.assert_allclose(warm, sharpened / sharpened.sum(), rtol=0, atol=SAME)
 
 
 def test_int8_is_within_half_a_step():
@@ -198,7 +212,7 @@ def test_any_batch_and_length_and_whatever_lies_behind_an_utterance(name, tmp_pa
 def test_lengths_that_an_encoder_has_no_positions_for_are_refused(tmp_path):
     path = ser_path("whisper")
     write_stablehlo(tmp_path, path, Weights.FLOAT32)
-    with pytest.raises(ValueError, match="s <= 6400|6400"):
+    with pytest.raises(ValueError, match="6400"):
         read_stablehlo(tmp_path)(*batch(noise(6_401, 0)))
 
 
@@ -279,36 +293,21 @@ def test_a_missing_library_is_named_with_its_extra(run, tmp_path, capsys, monkey
 # --- What is written beside it ----------------------------------------------------------------------------
 
 
-def test_the_card_and_the_record_say_what_it_is(program, calibrated, corpus):
+def test_the_card_and_the_record_say_what_it_is(program, run, corpus):
     card, record = (program / "README.md").read_text(), read_json(program / "export.json")
     for text in (
         "angry, sad", "CC BY 4.0", "Article 5(1)(f)", "workplace and education institutions", "Annex III, point 1(c)",
-        "high-risk", "Article 50(3)", "tones", "30 utterances of 3 speakers", "temperature 0.25", "Random folds",
+        "high-risk", "Article 50(3)", "tones", "30 utterances of 3 speakers", "not calibrated", "Random folds",
         "Leakage of the protocol", f"| jax | {jax.__version__} | {jax.__version__} |", "Out of scope",
     ):  # fmt: skip
         assert text in card, text
     assert record["labels"] == read_json(program / "labels.json") == {"emotion": ["angry", "sad"]}
     assert record["config"]["training"]["epochs"] == 1
     assert record["training"]["emotions"] == {"angry": 15, "sad": 15}
-    assert record["scores"]["wa"] == read_json(RunFolder(calibrated).member("r0_f0").result)["metrics"]["wa"]
+    assert record["scores"]["wa"] == read_json(RunFolder(run).member("r0_f0").result)["metrics"]["wa"]
     assert record["verified"]["utterances"] == record["training"]["counts"]["test"]
     everything = card + json.dumps(record)
     assert str(corpus.parent) not in everything, "a path of this machine"
-
-
-def test_what_was_gained_and_lost_is_printed(run, tmp_path, capsys):
-    assert command(run, tmp_path / "out", "--format=stablehlo", "--weights=bfloat16") == 0
-    shown = capsys.readouterr().out
-    for text in (
-        "on disk",
-        "difference",
-        "same emotion",
-        "accuracy",
-        "per utterance",
-        "stablehlo, bfloat16",
-        "limit 0.02",
-    ):
-        assert text in shown, text
 
 
 # --- Refused ----------------------------------------------------------------------------------------------
@@ -450,5 +449,5 @@ def test_bytes_that_are_no_onnx_are_refused(tmp_path):
 
     for content in (b"", b"\x80\x04cos\nsystem\n"):
         (tmp_path / MODEL).write_bytes(content)
-        with pytest.raises(ExportError, match="is damaged or no ONNX model|does not take"):
+        with pytest.raises(ExportError, match=r"is damaged or no ONNX model|does not take"):
             read_onnx(tmp_path)

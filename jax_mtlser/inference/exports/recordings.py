@@ -75,6 +75,7 @@ def find_utterances(member: MemberFolder, limits: AudioConfig, audio: Path | Non
     Raises:
         ExportError: no usable audio, with what is missing.
     """
+    wanted: list[tuple[Segment, Prediction | None]]
     if audio is not None:
         wanted = [(request.segment, None) for request in find_recordings([audio]).requests]
         source = str(audio.name)
@@ -100,7 +101,7 @@ def find_utterances(member: MemberFolder, limits: AudioConfig, audio: Path | Non
     return Utterances(tuple(sorted(spoken, key=lambda one: len(one.samples))), source)
 
 
-def _test_part(member: MemberFolder) -> Iterator[tuple[Segment, Prediction]]:
+def _test_part(member: MemberFolder) -> Iterator[tuple[Segment, Prediction | None]]:
     run = RunFolder(member.path.parents[1])
     if not (run.corpus.is_file() and member.predictions.is_file()):
         raise ExportError(

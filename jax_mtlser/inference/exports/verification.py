@@ -61,8 +61,8 @@ def verify(
 ) -> Verified:
     """Compare an export with its model.
 
-    Shorter and longer utterances are padded to two lengths and judged one at a time; then some together, in a batch
-    of a third length. So an export that works for one shape only, or lets padding in, is found out.
+    All are padded to one length and judged one at a time; then some together, in a batch of another length. So an
+    export that works for one shape only, or lets padding in, is found out.
 
     Args:
         model, exported: what is compared.
@@ -83,9 +83,7 @@ def verify(
         return max(shortest, length if longest is None else min(length, longest))
 
     if fixed is None:
-        half = -(-len(spoken) // 2)
-        groups = [part for part in (spoken[:half], spoken[half:]) if part]
-        batches = [(1, padded(len(part[-1].samples)), part) for part in groups]
+        batches = [(1, padded(len(spoken[-1].samples)), spoken)]
         together = spoken[:: max(1, len(spoken) // _BATCH)][:_BATCH]
         checked = [(len(together), padded(len(together[-1].samples) + _SPARE), together)] if len(together) > 1 else []
     else:
