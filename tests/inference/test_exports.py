@@ -157,15 +157,20 @@ def test_the_temperature_is_applied():
 
 def test_int8_is_within_half_a_step():
     rng = np.random.default_rng(0)
-    params = {"a/kernel": rng.standard_normal((80, 70)).astype(np.float32), "a/bias": np.ones(9000, np.float32)}
-    params["a/kernel"][:, 3] = 0
+    params = {
+        "encoder/kernel": rng.standard_normal((80, 70)).astype(np.float32),
+        "encoder/bias": np.ones(9000, np.float32),
+    }
+    params["emotion_head/kernel"] = params["encoder/kernel"].copy()
+    params["encoder/kernel"][:, 3] = 0
     kept = stored(params, Weights.INT8)
-    assert kept["a/kernel"].dtype == np.int8
+    assert kept["encoder/kernel"].dtype == np.int8
     back = restored({name: jnp.asarray(array) for name, array in kept.items()})
     assert set(back) == set(params)
-    step = np.abs(params["a/kernel"]).max(axis=0) / 127
-    assert (np.abs(back["a/kernel"] - params["a/kernel"]) <= 0.5001 * step + 1e-9).all()
-    np.testing.assert_array_equal(back["a/bias"], params["a/bias"])
+    step = np.abs(params["encoder/kernel"]).max(axis=0) / 127
+    assert (np.abs(back["encoder/kernel"] - params["encoder/kernel"]) <= 0.5001 * step + 1e-9).all()
+    for name in ("encoder/bias", "emotion_head/kernel"):
+        np.testing.assert_array_equal(back[name], params[name])
 
 
 # --- Symbolic shapes --------------------------------------------------------------------------------------

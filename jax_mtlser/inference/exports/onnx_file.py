@@ -67,12 +67,28 @@ def write_onnx(folder: Path, path: SerPath, weights: Weights, shape: OnnxShape) 
                 input_names=["samples", "lengths"],
                 output_names=["probabilities"],
             )
+    _name_products(model)
     (folder / MODEL).write_bytes(model.SerializeToString())
     if weights is Weights.INT8:
         _quantise(folder)
 
 
+def _name_products(model: Any) -> None:
+    """Turn each Einsum that is a plain matrix product into MatMul, which runtimes quantise and run faster."""
+    for node in model.graph.node:
+        if node.op_type != "Einsum":
+            continue
+        equation = node.attribute[0].s.decode().replace(" ", "")
+        letters = [letter for letter in equation if letter.isalpha()]
+        if len(letters) == 6 and equation == "{},{}->{}".format(*("".join(letters[i : i + 2]) for i in (0, 2, 4))):
+            rows, inner, same, columns, *output = letters
+            if inner == same and [rows, columns] == output and len({rows, inner, columns}) == 3:
+                node.op_type = "MatMul"
+                del node.attribute[:]
+
+
 def _quantise(folder: Path) -> None:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     plain = folder / f"float32_{MODEL}"
@@ -87,6 +103,8 @@ def _quantise(folder: Path) -> None:
             extra_options={"DefaultTensorType": 1},  # float32, where the graph does not say
         )
     plain.unlink()
+    if not any(node.op_type == "MatMulInteger" for node in onnx.load(folder / MODEL).graph.node):
+        raise ExportError("none of the model's matrix products could be quantised; use --weights float32")
 
 
 def read_onnx(folder: Path) -> Judge:

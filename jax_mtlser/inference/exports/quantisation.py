@@ -12,8 +12,9 @@ __all__ = ["restored", "rounded", "stored"]
 
 # Beside the matrix: no parameter's name has a colon.
 _SCALE = ":scale"
-# What is smaller saves nothing that is worth its rounding: gates, position tables, small heads.
-_LEAST_VALUES = 4096
+# What is smaller saves nothing that is worth its rounding.
+_LEAST_VALUES = 256
+_ENCODER = "encoder/"  # heads are small, and nothing behind them evens out their rounding
 
 
 def rounded(array: np.ndarray) -> np.ndarray:
@@ -34,7 +35,7 @@ def stored(params: dict[str, np.ndarray], weights: Weights) -> dict[str, np.ndar
             return {path: rounded(array) for path, array in params.items()}
     result: dict[str, np.ndarray] = {}
     for path, array in params.items():
-        if array.ndim < 2 or array.size < _LEAST_VALUES:
+        if array.ndim < 2 or array.size < _LEAST_VALUES or not path.startswith(_ENCODER):
             result[path] = array
             continue
         scale = np.abs(array).max(axis=tuple(range(array.ndim - 1))).astype(np.float32) / np.float32(127)
