@@ -75,7 +75,7 @@ lengths = np.array([16000], np.int32)       # [B] samples that belong to each ro
 probabilities = jax.jit(program.call)(weights, samples, lengths)  # [B, C], in the order of labels
 ```
 
-Any batch and any length; padding changes nothing. It runs on CPU, CUDA and TPU. {_JAXLIB}""",
+Any batch and any length (rows of SHORTEST); padding changes nothing. It runs on CPU, CUDA and TPU. {_JAXLIB}""",
     ExportFormat.ONNX: """Emotion recognition alone, for ONNX Runtime (`pip install onnxruntime`):
 
 ```python
@@ -114,6 +114,9 @@ def model_card(record: Mapping[str, Any], form: ExportFormat, weights: Weights, 
     if form is ExportFormat.ONNX:
         batch, samples = record["input"]["shape"]
         how = how.replace("BATCH", str(batch)).replace("SAMPLES", str(samples))
+    least, most = record["input"]["samples"]
+    rows = f"at least {least} samples" if most is None else f"{least} to {most} samples"
+    how = how.replace("SHORTEST", rows)
     encoder = model["encoder"]
     temperature = model["temperature"]
     parts = [

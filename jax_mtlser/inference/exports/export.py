@@ -95,7 +95,7 @@ def export_member(
             fixed=fixed,
         )
         sizes = _size(model), _size(staged)
-        _describe(staged, form, weights, trained, member, verified, licence or NO_LICENCE, to.name, fixed)
+        _describe(staged, form, weights, trained, member, verified, licence or NO_LICENCE, to.name, bounds, fixed)
         if to.is_dir():
             to.rmdir()
         staged.rename(to)
@@ -139,6 +139,7 @@ def _describe(
     verified: Verified,
     licence: str,
     name: str,
+    bounds: tuple[int, int | None],
     fixed: tuple[int, int] | None,
 ) -> None:
     # Names of the training's speakers go only where the head that knows them goes.
@@ -151,7 +152,7 @@ def _describe(
         "weights": weights.value,
         "licence": licence,
         "labels": labels,
-        "input": {"sample_rate": SAMPLE_RATE, "shape": list(fixed) if fixed else None},
+        "input": {"sample_rate": SAMPLE_RATE, "samples": list(bounds), "shape": list(fixed) if fixed else None},
         **gather_facts(trained, member),
         "verified": verified.to_dict(),
     }

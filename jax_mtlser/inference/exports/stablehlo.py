@@ -83,7 +83,17 @@ def read_stablehlo(folder: Path) -> Judge:
         raise ExportError(f"{folder / WEIGHTS} does not hold the weights that {PROGRAM} takes")
     on_device = jax.device_put(params)
     compiled = jax.jit(exported.call)
-    return lambda samples, lengths: np.asarray(compiled(on_device, samples, lengths))
+
+    def judge(samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        try:
+            return np.asarray(compiled(on_device, samples, lengths))
+        except ValueError as error:
+            raise ExportError(
+                f"{PROGRAM} does not take samples of shape {list(samples.shape)} with lengths of shape "
+                f"{list(lengths.shape)}; README.md beside it says how short and long they may be"
+            ) from error
+
+    return judge
 
 
 def _first(error: BaseException) -> str:

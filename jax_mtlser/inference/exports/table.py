@@ -24,8 +24,8 @@ def print_export(exported: Exported, form: ExportFormat, weights: Weights, to: P
     """Two rows, model and export, then what they mean."""
     v = exported.verified
     table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("")
-    for name in ("on disk", "difference", "same emotion", "accuracy", "per utterance"):
+    table.add_column("", no_wrap=True)
+    for name in ("on disk", "difference", "same", "accuracy", "time"):
         table.add_column(name, justify="right")
     accuracy = [f"{100 * share:.1f} %" for share in v.accuracy] if v.accuracy else ["–", "–"]
     milliseconds = [f"{value:.1f} ms" for value in v.milliseconds]
@@ -41,7 +41,7 @@ def print_export(exported: Exported, form: ExportFormat, weights: Weights, to: P
     console.print(table)
     lines = [
         f"Verified on {v.utterances} recordings ({v.source}): the largest difference of a probability is "
-        f"{v.difference:.2g}, the limit {v.limit:g}. Times were measured just now on this machine, one after the other.",
+        f"{v.difference:.2g}, the limit {v.limit:g}; same: share with the same emotion. Times per utterance were measured just now on this machine, one after the other.",
     ]
     if v.stored is not None:
         lines.append(f"The model itself differs by {v.stored:.2g} from the probabilities that training wrote down.")
