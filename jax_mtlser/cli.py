@@ -41,8 +41,8 @@ _COMMANDS = {
         "compare:compare_command",
     ),
     "export": (
-        "--workdir DIR [--member NAME] --to FOLDER",
-        "encoder in Hugging Face layout",
+        "--workdir DIR [--member NAME] --to FOLDER [--format FORMAT] [--weights WEIGHTS]",
+        "a model for others: Hugging Face, Orbax, StableHLO, ONNX",
         "export:export_command",
     ),
     "robustness": (

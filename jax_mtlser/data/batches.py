@@ -18,7 +18,7 @@ from jax_mtlser.data.batch_plan import FILL, Buckets, PlannedBatch
 from jax_mtlser.data.labels import MISSING, Targets
 from jax_mtlser.data.packed import PackedAudio
 
-__all__ = ["Batch", "BatchSource", "fits_on_device", "gather", "prefetch", "waveform"]
+__all__ = ["Batch", "BatchSource", "fits_on_device", "gather", "normalized", "prefetch", "waveform"]
 
 # A resident corpus may take this share of the accelerator's memory.
 _MEMORY_SHARE = 0.25
@@ -143,8 +143,11 @@ def gather(
 def waveform(audio: Int16[Array, "B S"], lengths: Int[Array, " B"], *, normalize: bool) -> Float[Array, "B S"]:
     """Samples as float32 in [-1, 1), or with zero mean and unit variance over each utterance's own samples."""
     x = audio.astype(jnp.float32) / 32768.0
-    if not normalize:
-        return x
+    return normalized(x, lengths) if normalize else x
+
+
+def normalized(x: Float[Array, "B S"], lengths: Int[Array, " B"]) -> Float[Array, "B S"]:
+    """Zero mean and unit variance over each utterance's own samples, zero behind them."""
     valid = jnp.arange(x.shape[1])[None] < lengths[:, None]
     count = jnp.maximum(lengths, 1)[:, None]
     mean = jnp.sum(jnp.where(valid, x, 0.0), axis=1, keepdims=True) / count

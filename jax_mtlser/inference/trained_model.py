@@ -59,8 +59,18 @@ class TrainedModel:
         """Read the model in a folder that :func:`find_models` names.
 
         Raises:
-            ModelError: a calibration that is no temperature.
+            ModelError: a damaged folder, or a calibration that is no temperature.
         """
+        try:
+            return cls._read(folder)
+        except ModelError:
+            raise
+        except Exception as error:  # Orbax raises whatever the bytes lead it to; nothing in them is executed
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            raise ModelError(f"{folder} is damaged or no model of this package ({reason})") from error
+
+    @classmethod
+    def _read(cls, folder: Path) -> Self:
         member = MemberFolder(folder.parent)
         description = load_model_description(folder)
         lora = Lora(**description["lora"]) if description["lora"]["rank"] else None
@@ -114,14 +124,20 @@ class TrainedModel:
             )
         return self.description[key]
 
-    def export_encoder(self, folder: Path) -> None:
-        """Write the encoder as a folder that ``transformers`` loads; adapters are added into its kernels."""
+    def export_encoder(self, folder: Path, *, low_precision: bool = False) -> None:
+        """Write the encoder as a folder that ``transformers`` loads; adapters are added into its kernels.
+
+        Args:
+            folder: made when missing.
+            low_precision: matrices in bfloat16.
+        """
         export_encoder(
             folder,
             self.params["encoder"],
             self.arch,
             normalize_waveform=self.description["normalize_waveform"],
             lora=self.model.options.lora,
+            low_precision=low_precision,
         )
 
 

@@ -200,10 +200,12 @@ def _chunks(x: Float[Array, "B L I"], width: int, stride: int) -> tuple[Float[Ar
     num_kernel_chunks = math.ceil(width / stride)
     num_chunks = num_outputs + num_kernel_chunks - 1
     missing = num_chunks * stride - x.shape[1]
+    if not isinstance(x.shape[1], int):
+        missing = num_kernel_chunks * stride - width  # a symbolic length: the most that it can be
     x = jnp.pad(x, ((0, 0), (0, max(missing, 0)), (0, 0)))[:, : num_chunks * stride]
     # The last kernel chunk may be shorter than the stride: only its own taps are multiplied.
     taps = [min(stride, width - j * stride) for j in range(num_kernel_chunks)]
-    return x.reshape(x.shape[0], num_chunks, -1), taps
+    return x.reshape(x.shape[0], num_chunks, stride * x.shape[2]), taps
 
 
 def _chunked_conv(

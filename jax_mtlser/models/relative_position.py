@@ -1,5 +1,7 @@
 """Relative position bias of WavLM's attention: one table of buckets for all layers, which each layer gates."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,8 @@ class RelativePosition(nn.Module):
         arch, frames = self.arch, num_frames
         init = jax.nn.initializers.normal(arch.initializer_range)
         table = self.param("embedding", init, (arch.num_buckets, arch.num_attention_heads))
+        if not isinstance(frames, int):
+            return self._of_any_length(table, frames)
         # Distances 0 .. T-1, one entry that is never read, then -(T-1) .. -1.
         distances = np.concatenate([np.arange(frames), np.arange(-frames, 0)])
         by_distance = table[distance_buckets(distances, arch.num_buckets, arch.max_bucket_distance)].T
@@ -28,6 +32,14 @@ class RelativePosition(nn.Module):
         # Unlike a gather of [T, T] indices, this has a cheap gradient.
         line = jnp.tile(by_distance, (1, frames))[:, : frames * (2 * frames - 1)]
         return line.reshape(arch.num_attention_heads, frames, 2 * frames - 1)[:, :, :frames]
+
+    def _of_any_length(self, table: Float[Array, "N H"], frames: Any) -> Float[Array, "H T T"]:
+        """The same for a symbolic number of frames (an exported program): a gather, which needs no gradient there."""
+        arch, farthest = self.arch, self.arch.max_bucket_distance
+        known = distance_buckets(np.arange(-farthest, farthest + 1), arch.num_buckets, farthest)
+        places = jnp.arange(frames)
+        distances = jnp.clip(places[None, :] - places[:, None], -farthest, farthest)
+        return jnp.moveaxis(table[jnp.asarray(known)[distances + farthest]], -1, 0)
 
 
 def distance_buckets(distances: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:

@@ -49,7 +49,7 @@ class WhisperEncoder(nn.Module):
                 f"{audio.shape[1]} samples are more than the {longest} that this encoder has positions for"
             )
         # Unlike the convolutions of the wav2vec 2.0 family, the spectrogram's windows reach behind the utterance.
-        audio = jnp.where(frame_mask(lengths, audio.shape[1]), audio, 0)
+        audio = jnp.where(frame_mask(lengths, audio.shape[1]), audio, 0.0)
         if whole_window:
             audio = jnp.pad(audio, ((0, 0), (0, longest - audio.shape[1])))
         mel = log_mel(audio, arch.num_mel_bins, whole_window=whole_window)
@@ -81,7 +81,7 @@ class _SpectrogramConvs(nn.Module):
         activate = activation("gelu")
         x = mel.astype(self.dtype)
         for layer, stride in ((1, 1), (2, 2)):
-            x = jnp.pad(jnp.where(mask[..., None], x, 0), ((0, 0), (1, 1), (0, 0)))
+            x = jnp.pad(jnp.where(mask[..., None], x, 0.0), ((0, 0), (1, 1), (0, 0)))
             x = activate(Conv(self.arch.hidden_size, 3, stride, True, self.dtype, name=f"conv_{layer}")(x))
         return x
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -17,9 +18,15 @@ __all__ = ["export_encoder"]
 
 
 def export_encoder(
-    folder: Path, params: Any, arch: EncoderArchitecture, *, normalize_waveform: bool, lora: Lora | None = None
+    folder: Path,
+    params: Any,
+    arch: EncoderArchitecture,
+    *,
+    normalize_waveform: bool,
+    lora: Lora | None = None,
+    low_precision: bool = False,
 ) -> None:
-    """Write ``config.json``, ``model.safetensors`` (float32) and ``preprocessor_config.json``.
+    """Write ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``.
 
     ``transformers.AutoModel.from_pretrained(folder)`` gives the same encoder; for Whisper, whose model class brings
     a decoder, ``WhisperEncoder.from_pretrained``.
@@ -30,6 +37,7 @@ def export_encoder(
         arch: its architecture.
         normalize_waveform: how its input is prepared.
         lora: adapters in ``params``; they are added into the kernels.
+        low_precision: matrices in bfloat16 instead of float32.
 
     Raises:
         KeyError: a parameter that the architecture has is missing, or one that it does not have is there.
@@ -56,6 +64,8 @@ def export_encoder(
                 f"{entry.path} becomes {list(tensor.shape)} in the export; its architecture asks for "
                 f"{list(entry.source_shape)}"
             )
+        if low_precision and tensor.ndim > 1:
+            tensor = tensor.astype(ml_dtypes.bfloat16)
         tensors[entry.keys[0]] = tensor
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
