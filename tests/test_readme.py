@@ -181,6 +181,7 @@ SLOW = (
     "IEMOCAP_full_release",
     "table.csv",
     "whisper_tiny.py:probe",
+    "--format ",  # inference/test_exports.py
     "figs3_8.py",  # experiments/test_paper_configs.py runs the same two members
     "benchmarks/compiled_step.py",  # compiled/test_cpu_step.py compiles such a step in every run
     "benchmarks/encoders.py",  # five encoders of base size

@@ -8,10 +8,10 @@ from jaxtyping import Array, Float
 
 from jax_mtlser.models import products
 
-__all__ = ["HOP", "log_mel", "mel_filters"]
+__all__ = ["HOP", "WINDOW", "log_mel", "mel_filters"]
 
 HOP = 160  # 10 ms
-_WINDOW = 400  # 25 ms
+WINDOW = 400  # 25 ms
 _SAMPLE_RATE = 16_000
 
 
@@ -29,16 +29,15 @@ def log_mel(audio: Float[Array, "B S"], num_bins: int, *, whole_window: bool) ->
     frames = -(-audio.shape[1] // HOP)
     # Up to two further frames still touch the last samples, and count for the maximum as in the window of 30 s.
     total = frames if whole_window else frames + 2
-    half = _WINDOW // 2
+    half = WINDOW // 2
     length = (total + 2) * HOP
     x = jnp.pad(audio, ((0, 0), (0, max(half + 1 - audio.shape[1], 0))))
     behind = x[:, -half - 1 : -1][:, ::-1] if whole_window else jnp.zeros((x.shape[0], half), x.dtype)
     x = jnp.concatenate([x[:, 1 : half + 1][:, ::-1], x, behind], axis=1)
     x = jnp.pad(x, ((0, 0), (0, max(length - x.shape[1], 0))))[:, :length]
     hops = x.reshape(x.shape[0], total + 2, HOP)
-    windows = jnp.concatenate([hops[:, :-2], hops[:, 1:-1], hops[:, 2:, : _WINDOW - 2 * HOP]], axis=-1)
-    spectrum = jnp.fft.rfft(windows * _hann()[None, None])
-    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    windows = jnp.concatenate([hops[:, :-2], hops[:, 1:-1], hops[:, 2:, : WINDOW - 2 * HOP]], axis=-1)
+    power = products.power_spectrum(windows * _hann()[None, None])
     mel = products.matmul(power, jnp.asarray(mel_filters(num_bins)), jnp.float32)
     level = jnp.log10(jnp.maximum(mel, 1e-10))
     level = jnp.maximum(level, level.max(axis=(1, 2), keepdims=True) - 8.0)
@@ -46,7 +45,7 @@ def log_mel(audio: Float[Array, "B S"], num_bins: int, *, whole_window: bool) ->
 
 
 def _hann() -> np.ndarray:
-    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW)).astype(np.float32)
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)).astype(np.float32)
 
 
 @functools.cache
@@ -61,7 +60,7 @@ def mel_filters(num_bins: int) -> np.ndarray:
     top = corner + per_octave * np.log(_SAMPLE_RATE / 2 / 1000)
     mels = np.linspace(0, top, num_bins + 2)
     edges = np.where(mels < corner, mels / per_hertz, 1000 * np.exp((mels - corner) / per_octave))
-    hertz = np.linspace(0, _SAMPLE_RATE / 2, _WINDOW // 2 + 1)[:, None]
+    hertz = np.linspace(0, _SAMPLE_RATE / 2, WINDOW // 2 + 1)[:, None]
     rising = (hertz - edges[:-2]) / np.diff(edges)[:-1]
     falling = (edges[2:] - hertz) / np.diff(edges)[1:]
     filters = np.maximum(np.minimum(rising, falling), 0) * (2 / (edges[2:] - edges[:-2]))

@@ -18,11 +18,21 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-__all__ = ["affine", "einsum", "formulation", "is_plain", "matmul", "same_grouped_conv", "strided_conv"]
+__all__ = [
+    "affine",
+    "einsum",
+    "formulation",
+    "is_plain",
+    "matmul",
+    "power_spectrum",
+    "same_grouped_conv",
+    "strided_conv",
+]
 
 # Below this many input values per stride step, one product on unfolded windows beats several thin ones.
 _MIN_CHUNK_WIDTH = 32
@@ -33,6 +43,7 @@ class _Formulation:
     platform: str | None = None
     plain: bool = False
     batched: bool = False
+    without_fft: bool = False
 
 
 _BY_BACKEND = _Formulation()
@@ -40,16 +51,23 @@ _chosen: contextvars.ContextVar[_Formulation] = contextvars.ContextVar("formulat
 
 
 @contextlib.contextmanager
-def formulation(*, platform: str | None = None, plain: bool = False, batched: bool = False) -> Iterator[None]:
+def formulation(
+    *, platform: str | None = None, plain: bool = False, batched: bool = False, without_fft: bool = False
+) -> Iterator[None]:
     """Choose how everything traced inside is computed. What was traced before (``jit``) stays as it was.
 
     Args:
         platform: compile for this one (``cpu``, ``gpu``, ``tpu``); None for the block around, or the default backend.
         plain: textbook formulas, differentiated automatically; True also when the block around says so.
         batched: a ``vmap`` around what is traced turns every product into a batched one; inherited likewise.
+        without_fft: Fourier transforms as matrix products, for runtimes whose own are inaccurate; inherited likewise.
     """
     around = _chosen.get()
-    token = _chosen.set(_Formulation(platform or around.platform, plain or around.plain, batched or around.batched))
+    inherited = {
+        name: given or getattr(around, name)
+        for name, given in (("plain", plain), ("batched", batched), ("without_fft", without_fft))
+    }
+    token = _chosen.set(_Formulation(platform or around.platform, **inherited))
     try:
         yield
     finally:
@@ -63,6 +81,19 @@ def is_plain() -> bool:
 
 def _on_cpu() -> bool:
     return (_chosen.get().platform or jax.default_backend()) == "cpu"
+
+
+def power_spectrum(x: Float[Array, "*batch N"]) -> Float[Array, "*batch N//2+1"]:
+    """Squared magnitudes of the discrete Fourier transform, float32."""
+    if not _chosen.get().without_fft:
+        spectrum = jnp.fft.rfft(x)
+        return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    size = x.shape[-1]
+    # The remainder first: sine and cosine of large arguments lose digits.
+    angles = 2 * np.pi / size * (np.arange(size)[:, None] * np.arange(size // 2 + 1)[None] % size)
+    waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    real, imaginary = jnp.split(matmul(x, jnp.asarray(waves), jnp.float32), 2, axis=-1)
+    return jnp.square(real) + jnp.square(imaginary)
 
 
 def affine(

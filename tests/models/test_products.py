@@ -269,3 +269,14 @@ def test_weight_gradients_in_bfloat16_do_not_depend_on_how_rows_can_be_cut(shape
     cotangent = jnp.asarray(_normal(rows, 5, seed=2)).astype(jnp.bfloat16).astype(jnp.float32)
     expected = rounded.T @ cotangent
     np.testing.assert_allclose(jax.grad(loss)(kernel), expected, atol=2**-8 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("size", [400, 7])
+def test_a_power_spectrum_without_the_transform_is_the_same(size):
+    x = np.random.default_rng(0).normal(size=(2, 5, size)).astype(np.float32)
+    expected = np.abs(np.fft.rfft(x.astype(np.float64))) ** 2
+    np.testing.assert_allclose(products.power_spectrum(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-4 * size)
+    with products.formulation(without_fft=True):
+        traced = jax.make_jaxpr(products.power_spectrum)(x)
+        np.testing.assert_allclose(products.power_spectrum(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-4 * size)
+    assert "fft" not in str(traced)

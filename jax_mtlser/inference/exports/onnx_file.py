@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_mtlser.architecture import WhisperArchitecture
 from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.inference.exports.formats import ExportError, Judge, OnnxShape, Weights
 from jax_mtlser.inference.exports.ser_path import SerPath
 from jax_mtlser.models import products
+from jax_mtlser.models.log_mel import WINDOW
 
 __all__ = ["MODEL", "read_onnx", "samples_of", "write_onnx"]
 
@@ -56,7 +58,8 @@ def write_onnx(folder: Path, path: SerPath, weights: Weights, shape: OnnxShape) 
         def emotion(samples: Any, lengths: Any) -> Any:
             return path.probabilities(path.params, samples, lengths)
 
-        with products.formulation(platform="cpu", plain=True):
+        # The runtime's own transform is off by up to 3e-3 in the logarithm of a spectrum.
+        with products.formulation(platform="cpu", plain=True, without_fft=True):
             model = to_onnx(
                 emotion,
                 [
@@ -67,16 +70,30 @@ def write_onnx(folder: Path, path: SerPath, weights: Weights, shape: OnnxShape) 
                 input_names=["samples", "lengths"],
                 output_names=["probabilities"],
             )
-    _name_products(model)
+    _name_products(model, keep=_spectrogram_shapes(path))
     (folder / MODEL).write_bytes(model.SerializeToString())
     if weights is Weights.INT8:
         _quantise(folder)
 
 
-def _name_products(model: Any) -> None:
-    """Turn each Einsum that is a plain matrix product into MatMul, which runtimes quantise and run faster."""
+def _spectrogram_shapes(path: SerPath) -> set[tuple[int, ...]]:
+    """Shapes of the matrices that make a spectrogram: the logarithm behind them needs all of their digits."""
+    arch = path.model.arch
+    if not isinstance(arch, WhisperArchitecture):
+        return set()
+    return {(WINDOW, 2 * (WINDOW // 2 + 1)), (WINDOW // 2 + 1, arch.num_mel_bins)}
+
+
+def _name_products(model: Any, keep: set[tuple[int, ...]]) -> None:
+    """Turn each Einsum that is a plain matrix product into MatMul, which runtimes quantise and run faster.
+
+    Args:
+        model: changed in place.
+        keep: shapes of matrices whose products stay as they are.
+    """
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type != "Einsum":
+        if node.op_type != "Einsum" or any(shapes.get(name) in keep for name in node.input):
             continue
         equation = node.attribute[0].s.decode().replace(" ", "")
         letters = [letter for letter in equation if letter.isalpha()]

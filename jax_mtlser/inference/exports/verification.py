@@ -99,7 +99,8 @@ def verify(
     if difference > limit:
         raise ExportError(
             f"the export differs from the model by {difference:.2g} in a probability, and its limit is {limit:g}; it is "
-            "not kept. Weights in more bits (--weights) are closer to the model"
+            "not kept. Weights in more bits (--weights) are closer to the model, and in stablehlo only weights are stored in "
+            "few bits, while in onnx int8 products are computed in them"
         )
     order = [one for _, _, part in batches for one in part]
     named = [(row, one.emotion) for row, one in enumerate(order) if one.emotion in emotions]
