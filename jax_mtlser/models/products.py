@@ -318,7 +318,9 @@ def _kernel_gradients(size: int, batched: list[bool], *arguments: Array) -> tupl
     XLA's CPU backend multiplies each member's frames with all members' cotangents and masks what does not belong
     together: 0 * NaN would carry one member's NaN to the others.
     """
-    each = [a if has_axis else jnp.broadcast_to(a, (size, *a.shape)) for a, has_axis in zip(arguments, batched, strict=True)]
+    each = [
+        a if has_axis else jnp.broadcast_to(a, (size, *a.shape)) for a, has_axis in zip(arguments, batched, strict=True)
+    ]
     return lax.map(lambda one: _kernel_gradient(*one), each), True
 
 

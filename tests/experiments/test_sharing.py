@@ -43,7 +43,12 @@ def run(tmp_path):
 
 def work_off(run, work, *, stale_after=60.0):
     display = Display(Console(file=io.StringIO(), width=200))
-    failures = train_all(run, MEMBERS, work, claims=Claims(run.claims, stale_after=stale_after), display=display)
+
+    def alone(group) -> None:
+        (taken,) = group
+        work(taken.member, taken.folder, taken.still_ours)
+
+    failures = train_all(run, MEMBERS, alone, claims=Claims(run.claims, stale_after=stale_after), display=display)
     return failures, display.console.file.getvalue()
 
 
