@@ -120,6 +120,12 @@ def _problems(config: Config) -> list[str]:
         training__checkpoint_every_steps=training.checkpoint_every_steps,
     )
     require(training.data_devices >= 0, f"training.data_devices is {training.data_devices}; use 0 for all devices")
+    parts = max(training.data_devices, 1) * max(batching.accumulation_steps, 1)
+    require(
+        batching.batch_seconds is not None or training.data_devices < 2 or batching.batch_size % parts == 0,
+        f"batching.batch_size {batching.batch_size} does not divide over training.data_devices "
+        f"{training.data_devices} x batching.accumulation_steps {batching.accumulation_steps}; use a multiple of {parts}",
+    )
     problems += _population_problems(training)
     return problems
 
