@@ -83,7 +83,6 @@ class Populations:
         train(
             trainees,
             steps,
-            corpus=trainees[0].corpus,
             finished=finished,
             dropped=lambda trainee, error: taken_of[trainee.name].drop(error),
         )

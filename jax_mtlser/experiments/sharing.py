@@ -132,12 +132,13 @@ class _Shift:
         if claim is None:
             self.busy.append(member)
             return None
-        taken = Taken(member, folder, claim, self._give_up)
-        # Somebody may have finished it between our look and our claim.
-        if self._settled(folder):
-            taken.release()
-            return None
-        return taken
+        with contextlib.ExitStack() as otherwise:
+            otherwise.callback(claim.release)
+            # Somebody may have finished it between our look and our claim.
+            if self._settled(folder):
+                return None
+            otherwise.pop_all()
+        return Taken(member, folder, claim, self._give_up)
 
     def _partners(self, first: Taken, pending: list[Member], held: contextlib.ExitStack) -> list[Taken]:
         """Claim what is to be trained together with a member, and remove it from what is pending."""

@@ -26,16 +26,14 @@ def train(
     trainees: Sequence[Trainee],
     steps: CompiledSteps,
     *,
-    corpus: Any,
     finished: Callable[[Trainee, Trained], None],
     dropped: Callable[[Trainee, Exception], None],
 ) -> None:
     """Train members, or go on with them.
 
     Args:
-        trainees: at most ``steps.members``, with equal ``config``.
+        trainees: at most ``steps.members``, with equal ``config`` and the same resident corpus.
         steps: the program of one step; of their evaluation, it is their judge's.
-        corpus: resident corpus on the devices, or one unused sample.
         finished: called with each member whose training has come to its end; what it raises is that member's error.
         dropped: called with each member whose own work raises, such as a loss that is not finite; its last good
             checkpoint is kept, and the others go on as they would have with it.
@@ -45,7 +43,7 @@ def train(
     """
     if len(trainees) > steps.members:
         raise ValueError(f"{len(trainees)} members do not fit into a step of {steps.members}")
-    training = _Training(trainees, steps, corpus, dropped)
+    training = _Training(trainees, steps, dropped)
     try:
         training.run(finished)
     finally:
@@ -56,13 +54,9 @@ def train(
 
 class _Training:
     def __init__(
-        self,
-        trainees: Sequence[Trainee],
-        steps: CompiledSteps,
-        corpus: Any,
-        dropped: Callable[[Trainee, Exception], None],
+        self, trainees: Sequence[Trainee], steps: CompiledSteps, dropped: Callable[[Trainee, Exception], None]
     ) -> None:
-        self.trainees, self.steps, self.corpus, self.dropped = list(trainees), steps, corpus, dropped
+        self.trainees, self.steps, self.dropped = list(trainees), steps, dropped
         self.gone: set[str] = set()
 
     def run(self, finished: Callable[[Trainee, Trained], None]) -> None:
@@ -109,7 +103,7 @@ class _Training:
             ]
             if not taking:
                 continue
-            state, metrics = steps.train(turn[0].bucket, state, batch, self.knobs, self.corpus)
+            state, metrics = steps.train(turn[0].bucket, state, batch, self.knobs, self.trainees[0].corpus)
             reported = Reported(metrics, steps.members)
             for index, trainee, planned in taking:
                 with self._own(trainee):
@@ -144,9 +138,8 @@ class _Training:
         for trainee in self._active():
             with self._own(trainee):
                 trainee.wait()
-        if active := self._active():
-            assert stop.signal is not None
-            raise Interrupted(stop.signal, max(trainee.progress.step for trainee in active))
+        assert stop.signal is not None
+        raise Interrupted(stop.signal, max(trainee.progress.step for trainee in self.trainees))
 
     def _left_of(self, epoch: int) -> list[Turn]:
         """The turns of an epoch in which some member has a batch that it has not taken yet."""
