@@ -49,12 +49,10 @@ class Populations:
         wanted = training.population
         if (wanted and len(group) >= wanted) or self._of(member).config.training != training:
             return False
-        if self._steps_of(member) is not self._steps_of(first):
+        if self._steps_of(member) is not self._steps_of(first) or len(group) >= self._size(first):
             return False
         epochs = [self._epochs_done(one) for one in (*group, member)]
-        if max(epochs) - min(epochs) > 1:
-            return False
-        return len(group) < self._size(first)
+        return max(epochs) - min(epochs) <= 1
 
     def train(self, group: Sequence[Taken]) -> None:
         """Train members that :meth:`joins` has put together, and write what they leave."""
