@@ -187,18 +187,22 @@ def test_the_size_of_a_population_follows_from_memory(corpus, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_population_over_four_devices_is_what_its_members_are_alone(corpus, alone, tmp_path):
+@pytest.mark.parametrize(("member_devices", "data_devices"), [(4, 1), (2, 2)])
+def test_a_population_over_four_devices_is_what_its_members_are_alone(
+    corpus, alone, tmp_path, member_devices, data_devices
+):
     """In a process of its own, with four devices; three members leave a place unused."""
     run = RunFolder(tmp_path / "run")
     script = (
         "import sys; sys.path.insert(0, 'tests/experiments'); from pathlib import Path; import test_populations as t\n"
-        f"config = t.settings(Path({str(corpus)!r}), 4); config.training.member_devices = 4\n"
+        f"config = t.settings(Path({str(corpus)!r}), 4); config.training.member_devices = {member_devices}\n"
+        f"config.training.data_devices = {data_devices}\n"
         f"failed, shown = t.train(config, Path({str(run.path)!r})); print(shown); sys.exit(failed)"
     )
     flags = "--xla_force_host_platform_device_count=4"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"training together: {', '.join(CHOSEN)}" in done.stdout
     assert_close(run, alone)
