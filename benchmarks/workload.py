@@ -358,6 +358,7 @@ def compiled_steps(
     accumulation_steps: int = 1,
     plain: bool = False,
     mesh: Mesh | None = None,
+    members: int = 1,
 ) -> CompiledSteps:
     """Training and evaluation of the four-task model with the paper's optimizer; ``compile(knobs())`` compiles it.
 
@@ -370,6 +371,7 @@ def compiled_steps(
         accumulation_steps: parts of a batch.
         plain: see :class:`~jax_mtlser.config.TrainingConfig`.
         mesh: devices; None for one of this machine's.
+        members: trainings in one step.
     """
     model = MultitaskModel(
         arch,
@@ -390,7 +392,7 @@ def compiled_steps(
         accumulation_steps=accumulation_steps,
         plain=plain,
     )
-    return CompiledSteps(spec, buckets, mesh or make_mesh(1), resident_samples=resident_samples)
+    return CompiledSteps(spec, buckets, mesh or make_mesh(1), resident_samples=resident_samples, members=members)
 
 
 def knobs(total_steps: int = 1_000) -> Knobs:

@@ -177,7 +177,11 @@ class TrainingConfig:
         plain: compute everything by textbook formulas and automatic differentiation, CTC by ``optax.ctc_loss``,
             instead of the fast formulations: slower, for telling whether one of them is at fault.
         selection: which epoch is tested.
-        data_devices: devices that share each batch; 0: all.
+        data_devices: devices that share each batch; 0: all that there are for it.
+        population: members that one program trains together, where an experiment has that many of equal shapes;
+            0: as many as fit into the device's memory. It pays on accelerators that one member does not fill; on a
+            CPU, members are as fast one after the other.
+        member_devices: devices that share a population's members.
         log_every_steps: steps between two lines of ``metrics.jsonl``.
         checkpoint_every_steps: steps between two checkpoints within an epoch; each epoch ends with one.
         tensorboard: write event files too.
@@ -189,6 +193,8 @@ class TrainingConfig:
     plain: bool = False
     selection: Selection = Selection.BEST_VALIDATION
     data_devices: int = 0
+    population: int = 1
+    member_devices: int = 1
     log_every_steps: int = 10
     checkpoint_every_steps: int = 500
     tensorboard: bool = True

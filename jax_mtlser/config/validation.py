@@ -10,7 +10,7 @@ from jax_mtlser.config.errors import ConfigError
 from jax_mtlser.config.model import EncoderConfig, Freeze
 from jax_mtlser.config.protocol import Mates, ProtocolConfig, ProtocolKind
 from jax_mtlser.config.run import Config
-from jax_mtlser.config.training import HeadMode, Selection, TaskWeights, WeightingMethod
+from jax_mtlser.config.training import HeadMode, Selection, TaskWeights, TrainingConfig, WeightingMethod
 from jax_mtlser.config.variants import override_problems
 
 __all__ = ["validate"]
@@ -120,7 +120,28 @@ def _problems(config: Config) -> list[str]:
         training__checkpoint_every_steps=training.checkpoint_every_steps,
     )
     require(training.data_devices >= 0, f"training.data_devices is {training.data_devices}; use 0 for all devices")
+    parts = max(training.data_devices, 1) * max(batching.accumulation_steps, 1)
+    require(
+        batching.batch_seconds is not None or training.data_devices < 2 or batching.batch_size % parts == 0,
+        f"batching.batch_size {batching.batch_size} does not divide over training.data_devices "
+        f"{training.data_devices} x batching.accumulation_steps {batching.accumulation_steps}; use a multiple of {parts}",
+    )
+    problems += _population_problems(training)
     return problems
+
+
+def _population_problems(training: TrainingConfig) -> Sequence[str]:
+    population, devices = training.population, training.member_devices
+    if population < 0:
+        return [f"training.population is {population}; use 1 or more, or 0 for as many members as fit into memory"]
+    if devices < 1:
+        return [f"training.member_devices is {devices}; it must be 1 or greater"]
+    if population % devices:
+        return [
+            f"training.population {population} does not divide over training.member_devices {devices}; use "
+            f"--config.training.population={-(-population // devices) * devices}, or fewer member devices"
+        ]
+    return []
 
 
 def _protocol_problems(protocol: ProtocolConfig) -> Sequence[str]:

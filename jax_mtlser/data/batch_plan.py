@@ -64,6 +64,15 @@ class PlannedBatch:
     bucket: int
     rows: np.ndarray
 
+    @property
+    def empty(self) -> bool:
+        """Whether it has no utterance."""
+        return bool(np.all(self.rows == FILL))
+
+    def emptied(self) -> "PlannedBatch":
+        """The same shape without utterances."""
+        return PlannedBatch(self.bucket, np.full_like(self.rows, FILL))
+
 
 def choose_bounds(lengths: np.ndarray, num_buckets: int, multiple: int = 1) -> np.ndarray:
     """Bucket bounds with the least total padding.

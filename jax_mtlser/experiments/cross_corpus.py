@@ -24,7 +24,7 @@ from jax_mtlser.evaluation.metrics import ConfusionSums
 from jax_mtlser.evaluation.predictions import Prediction, write_predictions
 from jax_mtlser.evaluation.protocols import Fold
 from jax_mtlser.experiments.experiment import Experiment
-from jax_mtlser.experiments.finished_run import LoadedMember, one_variant, read_run_config
+from jax_mtlser.experiments.finished_run import LoadedMember, for_evaluation, one_variant, read_run_config
 from jax_mtlser.experiments.members import Member
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json
 from jax_mtlser.training.checkpoint import load_model_description
@@ -69,7 +69,7 @@ def judge_other_corpus(
     manifest = _load(corpus, display)
     _require_other_recordings(manifest, own)
     match = match_labels(manifest.counts("emotion"), classes, renamed)
-    experiment = Experiment.load(config, display, _relabelled(manifest, match))
+    experiment = Experiment.load(for_evaluation(config), display, _relabelled(manifest, match))
     counts = experiment.manifest.counts("emotion")
     shared = [name for name in classes if name in counts]  # audio that cannot be used may take a class with it
     if len(shared) < 2:

@@ -96,7 +96,7 @@ class Experiment:
         """
         encoder, manifest = cls._find(config, display, manifest)
         _check_durations(config.audio, encoder.arch)
-        mesh = make_mesh(config.training.data_devices)
+        mesh = _mesh(config)
         with display.counting("decoding audio") as progress:
             manifest, audio, skipped = pack(manifest, config.audio, progress=progress)
         transcripts = normalized_transcripts(manifest, config.model.vocabulary.language)
@@ -117,9 +117,7 @@ class Experiment:
         """
         encoder = self.shared.encoder(config.model.encoder)
         _check_durations(config.audio, encoder.arch)
-        mesh = self.mesh
-        if config.training.data_devices != self.config.training.data_devices:
-            mesh = make_mesh(config.training.data_devices)
+        mesh = _mesh(config, self)
         transcripts, buckets, language = self.transcripts, self.buckets, config.model.vocabulary.language
         if language != self.config.model.vocabulary.language:
             transcripts = normalized_transcripts(self.manifest, language)
@@ -215,8 +213,13 @@ class Experiment:
             )
         return sizes
 
-    def steps_of(self, sizes: HeadSizes, blank: int) -> CompiledSteps:
-        """The programs for a model with these heads; members with equal ones share them, whatever their variant."""
+    def steps_of(self, sizes: HeadSizes, blank: int, members: int = 1) -> CompiledSteps:
+        """The programs for a model with these heads; members with equal ones share them, whatever their variant.
+
+        Args:
+            sizes, blank: of the heads.
+            members: trainings in one step.
+        """
         encoder, config, kept = self.config.model.encoder, self.config, self.kept
         spec = StepSpec(
             model=MultitaskModel(
@@ -246,13 +249,15 @@ class Experiment:
         samples = len(self.audio.samples) + self.buckets.bounds[-1] if not kept and self.on_device else None
         frames = kept.total if kept else None
         # Knobs are traced, but which of them there are is compiled in.
-        structure = jax.tree.structure(knobs(self.config, 1, 1))
+        structure = jax.tree.structure(self.any_knobs())
         for known_structure, known in self.shared.steps:
-            resident = (known.resident_samples, known.resident_frames) == (samples, frames)
-            alike = known.spec == spec and known.mesh == self.mesh and resident
+            shape = (known.mesh, known.members, known.resident_samples, known.resident_frames)
+            alike = known.spec == spec and shape == (self.mesh, members, samples, frames)
             if alike and known_structure == structure and _equal(known.buckets, self.buckets):
                 return known
-        steps = CompiledSteps(spec, self.buckets, self.mesh, resident_samples=samples, resident_frames=frames)
+        steps = CompiledSteps(
+            spec, self.buckets, self.mesh, resident_samples=samples, resident_frames=frames, members=members
+        )
         self.shared.steps.append((structure, steps))
         return steps
 
@@ -273,7 +278,7 @@ class Experiment:
                 done += 1
                 show(done, f"{name} {self.buckets.bounds[bucket] / SAMPLE_RATE:.2f} s took {seconds:.1f} s")
 
-            steps.compile(knobs(self.config, 1, 1), names=names, progress=progress)
+            steps.compile(self.any_knobs(), names=names, progress=progress)
         new = {key: seconds for key, seconds in steps.seconds.items() if key not in before}
         if new:
             shown = ", ".join(
@@ -303,6 +308,10 @@ class Experiment:
         weights = self.config.weights
         shares = {"gender": weights.alpha, "speaker": weights.beta, "asr": weights.gamma}
         return frozenset(task for task, share in shares.items() if share == 0)
+
+    def any_knobs(self) -> Knobs:
+        """Knobs of the structure that all members have, for compiling."""
+        return knobs(self.config, 1, 1)
 
     def knobs_of(self, member: Member, steps: CompiledSteps) -> Knobs:
         """Task weights and learning rates of a member, on the devices."""
@@ -436,6 +445,15 @@ class _Shared:
                 return encoder
         self.encoders.append((config, open_encoder(config)))
         return self.encoders[-1][1]
+
+
+def _mesh(config: Config, other: Experiment | None = None) -> Any:
+    """The devices that a configuration asks for: ``other``'s where it asks for the same."""
+    training = config.training
+    wanted = (training.data_devices, training.member_devices)
+    if other is not None and wanted == (other.config.training.data_devices, other.config.training.member_devices):
+        return other.mesh
+    return make_mesh(*wanted)
 
 
 def _buckets(

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import jax
+
 from jax_mtlser.config import Config, from_dict
 from jax_mtlser.corpora.manifest import read_manifest
 from jax_mtlser.data.labels import LabelMaps
@@ -18,7 +20,15 @@ from jax_mtlser.training.checkpoint import load_model, load_model_description
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
 
-__all__ = ["FinishedRun", "LoadedMember", "RunError", "finished_members", "one_variant", "read_run_config"]
+__all__ = [
+    "FinishedRun",
+    "LoadedMember",
+    "RunError",
+    "finished_members",
+    "for_evaluation",
+    "one_variant",
+    "read_run_config",
+]
 
 
 class RunError(RuntimeError):
@@ -65,6 +75,19 @@ def one_variant(run: RunFolder, config: Config, variant: str | None) -> tuple[Co
     if not own:
         raise RunError(f"{run.path} has no finished member of variant {variant}; let train.py finish first")
     return settings[variant], own
+
+
+def for_evaluation(config: Config) -> Config:
+    """A member's settings for judging.
+
+    Without the devices that shared a population's members, where this machine has fewer. And on samples: what is judged
+    once need not be kept, and the checkpoint that a frozen part came from may be gone.
+    """
+    training = config.training
+    if training.member_devices * max(training.data_devices, 1) > jax.device_count():
+        training = dataclasses.replace(training, member_devices=1)
+    batching = dataclasses.replace(config.batching, keep_frozen=False)
+    return dataclasses.replace(config, training=training, batching=batching)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +153,7 @@ class FinishedRun:
         run = RunFolder(workdir)
         config = read_run_config(run)
         names = {folder.path.name for folder in only or finished_members(run)}
-        # What is judged once need not be kept, and the checkpoint that training started from may be gone.
-        judging = dataclasses.replace(config, batching=dataclasses.replace(config.batching, keep_frozen=False))
-        settings = settings_of(judging)
+        settings = {name: for_evaluation(of_variant) for name, of_variant in settings_of(config).items()}
         base = Experiment.load(next(iter(settings.values())), display, read_manifest(run.corpus, name=None))
         drawn = folds_from_record(base.manifest, read_json(run.folds))
         everyone = dataclasses.replace(config.protocol, only_folds=(), only_repeats=())

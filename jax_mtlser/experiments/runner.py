@@ -1,28 +1,20 @@
-"""Trains the members of an experiment one after the other, skips finished ones, and gathers what they found.
+"""Trains the members of an experiment, skips finished ones, and gathers what they found.
 
 Any number of processes, on one machine or on several that see the same folder, may run the same command: each takes
 members that no other has taken (experiments/claims.py), and the last to finish gathers.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jax_mtlser import runtime
 from jax_mtlser.config import Config, ConfigError, from_dict, to_dict, validate
 from jax_mtlser.corpora.manifest import write_manifest
 from jax_mtlser.data.duplicates import first_copies
-from jax_mtlser.data.labels import LabelMaps
 from jax_mtlser.data.packed import write_skipped
-from jax_mtlser.data.vocabulary import Vocabulary, min_frames
-from jax_mtlser.evaluation.calibration import calibrate_member
 from jax_mtlser.evaluation.experiment_report import print_experiment, write_experiment_report
 from jax_mtlser.evaluation.leakage import LeakageMeter, leakage_record
-from jax_mtlser.evaluation.metrics import score
 from jax_mtlser.evaluation.predictions import Prediction, read_predictions, write_predictions
 from jax_mtlser.evaluation.protocols import Fold, draw_folds, fold_notes, folds_record
 from jax_mtlser.evaluation.report import SMOKE, print_results, write_report
@@ -31,27 +23,28 @@ from jax_mtlser.experiments.claims import Claims
 from jax_mtlser.experiments.experiment import Experiment, experiments_by_variant
 from jax_mtlser.experiments.finished_run import FinishedRun, LoadedMember, RunError
 from jax_mtlser.experiments.members import Member, choose, members_of, settings_of
+from jax_mtlser.experiments.populations import Populations
 from jax_mtlser.experiments.sharing import train_all
+from jax_mtlser.experiments.trained_member import calibration_record, predict_parts, summary_of_test
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json, write_json
-from jax_mtlser.training.checkpoint import TrainingCheckpoints, save_model
-from jax_mtlser.training.loop import train
-from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
 
 __all__ = ["STALE_AFTER", "RunError", "differences_to_stored", "evaluate_run", "train_run"]
 
 # Seconds. Far above what a busy file server delays, far below what a training takes.
 STALE_AFTER = 600.0
-_MODEL_FORMAT = 1
 # Claims beside those of members, whose names end in a number.
 _SET_UP, _GATHER = "set-up", "results"
-# Settings that say how a run goes, not what comes out; they may differ when a run goes on.
+# Settings that say how a run goes, not what comes out; they may differ when a run goes on. How many members share a
+# program changes the order of sums, as another accelerator does.
 _FREE_SETTINGS = (
     "protocol.only_folds",
     "protocol.only_repeats",
     "training.log_every_steps",
     "training.checkpoint_every_steps",
     "training.tensorboard",
+    "training.population",
+    "training.member_devices",
     "audio.cache_dir",
 )
 
@@ -97,10 +90,8 @@ def train_run(
     if len(chosen) < len(everyone):
         display.line(f"{len(chosen)} of {len(everyone)} members: {members}")
 
-    def train_one(member: Member, folder: MemberFolder, still_ours: Callable[[], None]) -> None:
-        _train_member(experiments[member.variant], member, folder, still_ours)
-
-    failures = train_all(run, chosen, train_one, claims=claims, display=display)
+    populations = Populations(experiments, run, len(chosen))
+    failures = train_all(run, chosen, populations.train, claims=claims, display=display, joins=populations.joins)
     # Who gathers now may have looked before our last member was finished: we gather after it.
     if held := {name: holder for name, holder in claims.held().items() if name != _GATHER}:
         others = ", ".join(f"{name} ({holder})" for name, holder in held.items())
@@ -204,96 +195,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _train_member(experiment: Experiment, member: Member, folder: MemberFolder, still_ours: Callable[[], None]) -> None:
-    config, display = experiment.config, experiment.display
-    folder.path.mkdir(parents=True, exist_ok=True)
-    maps, vocabulary = experiment.maps_of(member), experiment.vocabulary_of(member)
-    judge = experiment.judge_of(member, maps, vocabulary)
-    compile_seconds = experiment.compile(judge.steps)
-    corpus = experiment.resident_corpus(judge.steps)
-    infeasible = _infeasible(experiment, member, vocabulary)
-    if infeasible:
-        display.line(
-            f"{member.name}: {infeasible} training transcripts are too long for their audio; CTC leaves them out"
-        )
-    key = judge.steps.put(jax.random.key(member.seed))
-    trained = train(
-        judge,
-        member.parts.train,
-        member.parts.validation,
-        member.parts.test,
-        config=config.training,
-        seed=member.seed,
-        initial_state=lambda: experiment.initial_state(member, judge.steps),
-        like=dataclasses.replace(judge.steps.state_shapes(), key=key),
-        knobs=experiment.knobs_of(member, judge.steps),
-        corpus=corpus,
-        folder=folder,
-        display=display,
-        still_ours=still_ours,
-    )
-    still_ours()
-    sizes = judge.steps.spec.model.sizes
-    save_model(
-        folder.model,
-        trained.params,
-        {
-            "format": _MODEL_FORMAT,
-            "architecture": to_dict(experiment.encoder.arch),
-            "heads": dataclasses.asdict(sizes),
-            "labels": maps.to_dict(),
-            "vocabulary": vocabulary.to_dict() if vocabulary else None,
-            "language": config.model.vocabulary.language,
-            "untrained": sorted(judge.untrained),
-            "audio": {name: value for name, value in to_dict(config.audio).items() if name != "cache_dir"},
-            "normalize_waveform": experiment.encoder.normalize_waveform,
-            "hf_compat": config.model.encoder.hf_compat,
-            "head_input": config.model.head_input.value,
-            "lora": {"rank": config.model.encoder.lora_rank, "alpha": config.model.encoder.lora_alpha},
-            "encoder": config.model.encoder.checkpoint,
-            "corpus": experiment.manifest.name,
-            "versions": runtime.versions(),
-        },
-    )
-    predictions = _predict(judge, member, trained.params, corpus)
-    write_predictions(folder.predictions, predictions, maps.to_dict())
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.params))
-    result = {
-        "name": member.name,
-        "variant": member.variant or None,
-        "repeat": member.repeat,
-        "fold": member.fold,
-        "seed": member.seed,
-        "epochs": config.training.epochs,
-        "selected_epoch": trained.selected_epoch,
-        "selection": config.training.selection.value,
-        "counts": {
-            "train": len(member.parts.train),
-            "validation": len(member.parts.validation),
-            "test": len(member.parts.test),
-            "skipped_ctc": infeasible,
-        },
-        "labels": maps.to_dict(),
-        "parameters": parameters,
-        "seconds": {"compile": round(compile_seconds, 2), "train": round(trained.seconds, 2)},
-        "audio_seconds_per_second": round(trained.audio_rate, 2),
-        "metrics": _test_summary(predictions),
-        "calibration": _calibration(predictions, maps),
-        "versions": runtime.versions(),
-    }
-    still_ours()
-    write_json(folder.result, result)
-    TrainingCheckpoints.remove(folder.checkpoints)
-
-
 def _evaluate_member(experiment: Experiment, member: Member, folder: MemberFolder) -> list[str]:
     """Judge a finished member again; returns the differences to its stored result."""
     loaded = LoadedMember.load(experiment, member, folder)
-    predictions = _predict(loaded.judge, member, loaded.params, loaded.corpus)
+    predictions = predict_parts(loaded.judge, member, loaded.params, loaded.corpus)
     differences = differences_to_stored(folder, predictions)
     write_predictions(folder.predictions, predictions, loaded.judge.maps.to_dict())
     maps = loaded.judge.maps
-    recomputed = {"metrics": _test_summary(predictions), "calibration": _calibration(predictions, maps)}
+    recomputed = {"metrics": summary_of_test(predictions), "calibration": calibration_record(predictions, maps)}
     write_json(folder.result, {**read_json(folder.result), **recomputed})
     return differences
 
@@ -303,7 +212,7 @@ def differences_to_stored(folder: MemberFolder, predictions: list[Prediction]) -
     name, stored = folder.path.name, read_json(folder.result)["metrics"]
     differences = [
         f"{name}: {key} stored {stored[key]}, now {value}"
-        for key, value in _test_summary(predictions).items()
+        for key, value in summary_of_test(predictions).items()
         if stored[key] != value
     ]
     before = {p.id: p for p in read_predictions(folder.predictions)} if folder.predictions.exists() else {}
@@ -315,33 +224,6 @@ def differences_to_stored(folder: MemberFolder, predictions: list[Prediction]) -
 
 def _decisions(p: Prediction) -> tuple[str | None, ...]:
     return p.emotion_predicted, p.gender_predicted, p.speaker_predicted, p.text_predicted
-
-
-def _predict(judge: Judge, member: Member, params: Any, corpus: Any) -> list[Prediction]:
-    validation = judge(params, corpus, member.parts.validation, "validation").predictions
-    return validation + judge(params, corpus, member.parts.test, "test").predictions
-
-
-def _test_summary(predictions: list[Prediction]) -> dict[str, float | None]:
-    return score([p for p in predictions if p.part == "test"]).summary()
-
-
-def _calibration(predictions: list[Prediction], maps: LabelMaps) -> dict[str, Any] | None:
-    calibration = calibrate_member(predictions, maps.emotion)
-    return calibration.record() if calibration else None
-
-
-def _infeasible(experiment: Experiment, member: Member, vocabulary: Vocabulary | None) -> int:
-    """Training transcripts that their frames cannot spell."""
-    if vocabulary is None:
-        return 0
-    count, lengths = 0, experiment.audio.lengths
-    for row in member.parts.train:
-        text = experiment.transcripts[row]
-        frames = experiment.encoder.arch.num_frames(int(lengths[row]))
-        if text and min_frames(vocabulary.encode(text)) > frames:
-            count += 1
-    return count
 
 
 def _gather(run: RunFolder, config: Config, members: list[Member], display: Display) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def smoke_config(config: Config) -> Config:
     if protocol.kind is ProtocolKind.GROUPED:
         protocol.group_column = "session"
     training = small.training
-    training.epochs, training.log_every_steps, training.tensorboard, training.data_devices = 1, 1, False, 1
+    training.epochs, training.log_every_steps, training.tensorboard = 1, 1, False
+    training.data_devices = training.member_devices = 1
     small.variants = tuple(_small_variant(variant) for variant in config.variants)
     return small
 

@@ -302,17 +302,59 @@ def same_grouped_conv(
     """
     if _on_cpu() and kernel.shape[0] > 8 and not is_plain():
         return _fft_grouped_conv(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(dtype)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    return _grouped_conv_apart(x, kernel) if _on_cpu() and _chosen.get().batched else _grouped_conv(x, kernel)
+
+
+def _grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"]) -> Float[Array, "B T D"]:
     width, group_size, channels = kernel.shape
     output = lax.conv_general_dilated(
-        x.astype(dtype),
-        kernel.astype(dtype),
+        x,
+        kernel,
         window_strides=(1,),
         padding=[(width // 2, (width - 1) // 2)],
         dimension_numbers=("NWC", "WIO", "NWC"),
         feature_group_count=channels // group_size,
-        precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
+        precision=lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
     )
-    return output.astype(dtype)
+    return output.astype(x.dtype)
+
+
+@jax.custom_vjp
+def _grouped_conv_apart(x: Array, kernel: Array) -> Array:
+    """The same, with a kernel gradient that keeps the members of a population apart."""
+    return _grouped_conv(x, kernel)
+
+
+def _apart_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _grouped_conv(x, kernel), (x, kernel)
+
+
+def _apart_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (d_x,) = jax.vjp(lambda x: _grouped_conv(x, kernel), x)[1](cotangent)
+    return d_x, _kernel_gradient(x, kernel, cotangent)
+
+
+_grouped_conv_apart.defvjp(_apart_forward, _apart_backward)
+
+
+@jax.custom_batching.custom_vmap
+def _kernel_gradient(x: Array, kernel: Array, cotangent: Array) -> Array:
+    return jax.vjp(lambda kernel: _grouped_conv(x, kernel), kernel)[1](cotangent)[0]
+
+
+@_kernel_gradient.def_vmap
+def _kernel_gradients(size: int, batched: list[bool], *arguments: Array) -> tuple[Array, bool]:
+    """One member after the other.
+
+    XLA's CPU backend multiplies each member's frames with all members' cotangents and masks what does not belong
+    together: 0 * NaN would carry one member's NaN to the others.
+    """
+    each = [
+        a if has_axis else jnp.broadcast_to(a, (size, *a.shape)) for a, has_axis in zip(arguments, batched, strict=True)
+    ]
+    return lax.map(lambda one: _kernel_gradient(*one), each), True
 
 
 def _fft_grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"]) -> Float[Array, "B T D"]:

@@ -113,6 +113,13 @@ class TrainingCheckpoints:
         self._manager.close()
 
     @staticmethod
+    def latest_step(folder: Path) -> int | None:
+        """The step of the latest checkpoint in a folder that another process may be writing to; None without one."""
+        # Orbax would tidy up on opening it. Steps appear under their number once they are complete.
+        steps = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+        return max(steps, default=None)
+
+    @staticmethod
     def remove(folder: Path) -> None:
         """Delete the resumable states of a finished training."""
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,322 +1,213 @@
-"""The training of one member, from its first or last saved step to the parameters that are tested.
+"""The training of one member or of several at once, from their first or last saved steps to what is tested.
 
-The order on (re)start: 1. describe the state, 2. restore the latest checkpoint or initialise, 3. cut the metric
-log back to the restored step, 4. continue the epoch's batch plan behind the batches already taken.
+Members that are trained together go through the same epoch in the same program. One that has no batch for a step,
+or has taken it before an interruption, keeps its state; so does one whose training has ended in an error.
 """
 
-import dataclasses
-import math
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-from tensorboardX import SummaryWriter
-
-from jax_mtlser.config import Selection, TrainingConfig
-from jax_mtlser.data.batch_plan import FILL, PlannedBatch, plan_epoch
-from jax_mtlser.data.batches import prefetch
-from jax_mtlser.evaluation.metrics import score
-from jax_mtlser.evaluation.predictions import Part
-from jax_mtlser.run_folder import MemberFolder, append_json_line, read_json_lines, write_text
-from jax_mtlser.training.checkpoint import TrainingCheckpoints
+from jax_mtlser.data.batch_plan import PlannedBatch, plan_together
+from jax_mtlser.data.batches import Batch, prefetch
 from jax_mtlser.training.interruption import Interrupted, StopRequest
-from jax_mtlser.training.losses import TASKS, LossSums
-from jax_mtlser.training.prediction import Judge
-from jax_mtlser.training.progress import Display, describe
-from jax_mtlser.training.step import Knobs, StepMetrics, TrainState
+from jax_mtlser.training.metric_log import Reported
+from jax_mtlser.training.sharding import CompiledSteps
+from jax_mtlser.training.step import TrainState
+from jax_mtlser.training.trainee import Trained, Trainee
 
-__all__ = ["NonFiniteLossError", "Trained", "train"]
+__all__ = ["train"]
 
-_SAMPLE_RATE = 16_000
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss or gradient that is not a finite number; the message names step and utterances."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """What a training leaves.
-
-    Attributes:
-        params: of the selected epoch.
-        selected_epoch: counted from 1.
-        seconds: spent in steps since the process started.
-        audio_rate: seconds of audio trained on per second.
-    """
-
-    params: Any
-    selected_epoch: int
-    seconds: float
-    audio_rate: float
+Turn = tuple[PlannedBatch, ...]
 
 
 def train(
-    judge: Judge,
-    train_rows: Sequence[int],
-    validation_rows: Sequence[int],
-    test_rows: Sequence[int],
+    trainees: Sequence[Trainee],
+    steps: CompiledSteps,
     *,
-    config: TrainingConfig,
-    seed: int,
-    initial_state: Callable[[], TrainState],
-    like: TrainState,
-    knobs: Knobs,
-    corpus: Any,
-    folder: MemberFolder,
-    display: Display,
-    still_ours: Callable[[], None] = lambda: None,
-) -> Trained:
-    """Train one member, or go on with it.
+    finished: Callable[[Trainee, Trained], None],
+    dropped: Callable[[Trainee, Exception], None],
+) -> None:
+    """Train members, or go on with them.
 
     Args:
-        judge: evaluation, compiled programs and batches of this member.
-        train_rows, validation_rows: rows of the manifest.
-        test_rows: looked at with ``Selection.BEST_TEST`` only.
-        config: epochs, selection, logging.
-        seed: of the batch order.
-        initial_state: makes the state before the first step; called only when nothing was saved.
-        like: shapes, types and shardings of the state.
-        knobs: on the devices.
-        corpus: resident corpus on the devices, or one unused sample.
-        folder: where metrics and checkpoints go.
-        display: where progress goes.
-        still_ours: called before each step and each checkpoint; what it raises ends the training.
+        trainees: at most ``steps.members``, with equal ``config`` and the same resident corpus.
+        steps: the program of one step; of their evaluation, it is their judge's.
+        finished: called with each member whose training has come to its end; what it raises is that member's error.
+        dropped: called with each member whose own work raises, such as a loss that is not finite; its last good
+            checkpoint is kept, and the others go on as they would have with it.
 
     Raises:
-        NonFiniteLossError: the last good checkpoint is kept.
-        Interrupted: on SIGTERM or SIGINT, after the state was saved.
+        Interrupted: on SIGTERM or SIGINT, after all states were saved.
     """
-    checkpoints = TrainingCheckpoints(folder.checkpoints)
+    if len(trainees) > steps.members:
+        raise ValueError(f"{len(trainees)} members do not fit into a step of {steps.members}")
+    training = _Training(trainees, steps, dropped)
     try:
-        restored = checkpoints.restore_latest(like)
-        if restored is not None:
-            state, progress = restored.state, _Progress(**restored.progress)
-            display.line(f"{judge.member}: going on after step {progress.step}")
-        else:
-            state, progress = initial_state(), _Progress()
-        run = _Run(judge, config, seed, knobs, corpus, folder, display, checkpoints, progress, still_ours)
-        judged: dict[Part, Sequence[int]] = {"validation": validation_rows}
-        if config.selection is Selection.BEST_TEST:
-            judged["test"] = test_rows
-        return run.train(state, train_rows, judged)
+        training.run(finished)
     finally:
-        checkpoints.close()
+        with contextlib.ExitStack() as closing:  # all of them, whatever one raises
+            for trainee in trainees:
+                closing.callback(trainee.close)
 
 
-@dataclasses.dataclass
-class _Progress:
-    """Where a training stands; saved with each checkpoint.
+class _Training:
+    def __init__(
+        self, trainees: Sequence[Trainee], steps: CompiledSteps, dropped: Callable[[Trainee, Exception], None]
+    ) -> None:
+        self.trainees, self.steps, self.dropped = list(trainees), steps, dropped
+        self.gone: set[str] = set()
 
-    Attributes:
-        step: optimizer steps taken.
-        best: highest validation score so far.
-        best_step, best_epoch: where it was reached.
-    """
+    def run(self, finished: Callable[[Trainee, Trained], None]) -> None:
+        state = self._begin()
+        if state is None:
+            return
+        first, *others = self.trainees
+        title = f"{first.name} and {len(others)} more" if others else first.name
+        done, total = self._steps_taken(), sum(trainee.total_steps for trainee in self.trainees)
+        self.knobs = self.steps.together(self._filled([trainee.knobs for trainee in self.trainees]))
+        epochs = first.config.epochs
+        with StopRequest() as stop, first.display.steps(title, done, total) as self.show:
+            begun = min(trainee.progress.step // trainee.per_epoch for trainee in self._active())
+            for epoch in range(begun, epochs):
+                if self._active():
+                    state = self._epoch(state, epoch, stop)
+        for index, trainee in enumerate(self.trainees):
+            if trainee.name not in self.gone:
+                with self._own(trainee):
+                    trained = trainee.selected(self.steps.member_of(state, index))
+                    trainee.close()
+                    finished(trainee, trained)
 
-    step: int = 0
-    best: float = -math.inf
-    best_step: int = 0
-    best_epoch: int = 0
+    def _begin(self) -> TrainState | None:
+        """The states of all, together; None when no member could begin."""
+        begun: dict[str, TrainState] = {}
+        for trainee in self.trainees:
+            with self._own(trainee):
+                begun[trainee.name] = trainee.begin()
+        self.trainees = self._active()
+        return self.steps.together(self._filled([begun[t.name] for t in self.trainees])) if begun else None
 
-    def saved(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if value != -math.inf}  # JSON has no infinity
-
-
-@dataclasses.dataclass
-class _Run:
-    judge: Judge
-    config: TrainingConfig
-    seed: int
-    knobs: Knobs
-    corpus: Any
-    folder: MemberFolder
-    display: Display
-    checkpoints: TrainingCheckpoints
-    progress: _Progress
-    still_ours: Callable[[], None]
-
-    def __post_init__(self) -> None:
-        self.log = _MetricLog(self.folder, after_step=self.progress.step, tensorboard=self.config.tensorboard)
-        self.pending: list[tuple[int, PlannedBatch, StepMetrics]] = []
-        self.seconds = self.audio_seconds = 0.0
-
-    def train(self, state: TrainState, train_rows: Sequence[int], judged: Mapping[Part, Sequence[int]]) -> Trained:
-        buckets, epochs = self.judge.source.buckets, self.config.epochs
-        per_epoch = len(plan_epoch(train_rows, buckets, seed=self.seed, epoch=0))
-        progress, title = self.progress, self.judge.member
-        with (
-            StopRequest() as stop,
-            self.display.steps(title, progress.step, per_epoch * epochs) as show,
-            self.log,
-        ):
-            for epoch in range(progress.step // per_epoch, epochs):
-                plan = plan_epoch(train_rows, buckets, seed=self.seed, epoch=epoch)
-                state = self._epoch(state, plan[progress.step - epoch * per_epoch :], per_epoch, stop, show)
-                self._finish_epoch(state, epoch + 1, judged)
-                if stop.signal:
-                    raise Interrupted(stop.signal, progress.step)
-        return self._selected(state)
-
-    def _epoch(
-        self,
-        state: TrainState,
-        plan: Sequence[PlannedBatch],
-        per_epoch: int,
-        stop: StopRequest,
-        show: Callable,
-    ) -> TrainState:
-        steps, progress = self.judge.steps, self.progress
-        started, self.epoch_audio = time.perf_counter(), 0.0
-        for planned, batch in prefetch(lambda p: steps.put_batch(self.judge.source.get(p)), plan):
-            self.still_ours()
-            state, metrics = steps.train(planned.bucket, state, batch, self.knobs, self.corpus)
-            progress.step += 1
-            self.pending.append((progress.step, planned, metrics))
-            last = progress.step % per_epoch == 0
-            if progress.step % self.config.log_every_steps == 0 or last:
-                self._drain(per_epoch, started, show)
-            if not last and (stop.signal or progress.step % self.config.checkpoint_every_steps == 0):
-                self._drain(per_epoch, started, show)
-                self.still_ours()
-                self.checkpoints.save(state, progress.saved())
-            if stop.signal and not last:
-                self.checkpoints.wait()
-                raise Interrupted(stop.signal, progress.step)
-        self.seconds += time.perf_counter() - started
-        self.audio_seconds += self.epoch_audio
+    def _epoch(self, state: TrainState, epoch: int, stop: StopRequest) -> TrainState:
+        clock, steps = _Clock(), self.steps
+        for turn, batch in prefetch(self._batch, self._left_of(epoch)):
+            for trainee, planned in zip(self.trainees, turn, strict=True):
+                if not planned.empty and trainee.name not in self.gone:
+                    with self._own(trainee):
+                        trainee.still_ours()
+            taking = [
+                (index, trainee, planned)
+                for index, (trainee, planned) in enumerate(zip(self.trainees, turn, strict=True))
+                if not planned.empty and trainee.name not in self.gone
+            ]
+            if not taking:
+                continue
+            state, metrics = steps.train(turn[0].bucket, state, batch, self.knobs, self.trainees[0].corpus)
+            reported = Reported(metrics, steps.members)
+            for index, trainee, planned in taking:
+                with self._own(trainee):
+                    trainee.took(planned, reported, index)
+                    self._look(state, index, trainee, clock)
+            if stop.signal:
+                self._stop(state, stop, clock)
         return state
 
-    def _drain(self, per_epoch: int, started: float, show: Callable[[int, str], None]) -> None:
-        """Fetch the metrics of the steps since the last call, check them, log their mean."""
-        if not self.pending:
-            return
-        fetched = jax.device_get([metrics for _, _, metrics in self.pending])
-        for (step, planned, _), metrics in zip(self.pending, fetched, strict=True):
-            if not metrics.finite:
-                raise NonFiniteLossError(self._non_finite_message(step, planned, metrics))
-        lengths = self.judge.source.audio.lengths
-        for _, planned, _ in self.pending:
-            self.epoch_audio += float(lengths[planned.rows[planned.rows != FILL]].sum()) / _SAMPLE_RATE
-        sums = fetched[0].losses
-        for metrics in fetched[1:]:
-            sums = sums + metrics.losses
-        step = self.pending[-1][0]
-        losses = _means(sums)
-        rate = self.epoch_audio / (time.perf_counter() - started)
-        self.log.write(
-            {
-                "kind": "train",
-                "step": step,
-                "epoch": step / per_epoch,
-                "loss": float(np.mean([metrics.loss for metrics in fetched])),
-                **{f"loss_{task}": value for task, value in losses.items()},
-                **_mean_weights([metrics.weights for metrics in fetched], losses),
-                "learning_rate": float(fetched[-1].learning_rate),
-                "grad_norm": float(np.mean([metrics.gradient_norm for metrics in fetched])),
-                "audio_seconds_per_second": rate,
-            }
-        )
-        show(step, describe(losses, rate))
-        self.pending.clear()
+    def _look(self, state: TrainState, index: int, trainee: Trainee, clock: "_Clock") -> None:
+        """Log, validate and save what is due after a member's step."""
+        if trainee.log_due() or trainee.checkpoint_due():
+            self._log(trainee, clock)
+        if trainee.checkpoint_due():
+            trainee.save(self.steps.member_of(state, index))
+        if trainee.ends_epoch:
+            seconds = self._share(clock)
+            with clock.stopped():
+                trainee.finish_epoch(self.steps.member_of(state, index), seconds)
 
-    def _finish_epoch(self, state: TrainState, epoch: int, judged: Mapping[Part, Sequence[int]]) -> None:
-        """Validate, note the best, save."""
-        progress = self.progress
-        line = f"{self.judge.member} epoch {epoch}/{self.config.epochs}"
-        deciding = "test" if self.config.selection is Selection.BEST_TEST else "validation"
-        for part, rows in judged.items():
-            if not len(rows):
-                continue
-            found = self.judge(state.params, self.corpus, rows, part)
-            assert found.losses is not None
-            losses, summary = _means(found.losses), score(found.predictions).summary()
-            self.log.write(
-                {
-                    "kind": part,
-                    "epoch": epoch,
-                    "step": progress.step,
-                    **{f"loss_{task}": value for task, value in losses.items()},
-                    **summary,
-                }
-            )
-            # A corpus without emotion labels still has an epoch to choose: by the sum of its losses.
-            value = summary["ua"] if summary["ua"] is not None else -sum(losses.values())
-            if part == deciding and value > progress.best:
-                progress.best, progress.best_step, progress.best_epoch = value, progress.step, epoch
-            shown = " ".join(f"{name} {value:.3f}" for name, value in summary.items() if value is not None)
-            line += f" | {part} {shown}"
-        rate = self.audio_seconds / self.seconds if self.seconds else 0.0
-        self.display.line(f"{line} | {rate:.0f} s audio/s")
-        self.still_ours()
-        self.checkpoints.save(state, progress.saved())
+    def _log(self, trainee: Trainee, clock: "_Clock") -> None:
+        if (shown := trainee.log_steps(self._share(clock))) is not None:
+            self.show(self._steps_taken(), shown)
 
-    def _selected(self, state: TrainState) -> Trained:
-        epoch = self.config.epochs
-        if self.config.selection is not Selection.LAST and self.progress.best_step != self.progress.step:
-            self.checkpoints.wait()
-            params = self.checkpoints.restore_params(self.progress.best_step, state)
-            epoch = self.progress.best_epoch
-        else:
-            params = state.params
-        rate = self.audio_seconds / self.seconds if self.seconds else 0.0
-        return Trained(params, epoch, self.seconds, rate)
+    def _stop(self, state: TrainState, stop: StopRequest, clock: "_Clock") -> None:
+        """Save every member where it stands, and end."""
+        for index, trainee in enumerate(self.trainees):
+            if trainee.name not in self.gone and not trainee.saved:
+                with self._own(trainee):
+                    self._log(trainee, clock)
+                    trainee.save(self.steps.member_of(state, index))
+        for trainee in self._active():
+            with self._own(trainee):
+                trainee.wait()
+        assert stop.signal is not None
+        raise Interrupted(stop.signal, max(trainee.progress.step for trainee in self.trainees))
 
-    def _non_finite_message(self, step: int, planned: PlannedBatch, metrics: StepMetrics) -> str:
-        ids = [self.judge.manifest.utterances[row].id for row in planned.rows if row != FILL]
-        losses = ", ".join(f"{task} {value:g}" for task, value in _means(metrics.losses).items())
-        return (
-            f"{self.judge.member}: loss or gradient is not finite at step {step} (losses: {losses}; gradient norm "
-            f"{float(metrics.gradient_norm):g}). Utterances: {', '.join(ids)}. The last good checkpoint is kept; "
-            "lower --config.optimizer.learning_rate, or look at these recordings."
-        )
+    def _left_of(self, epoch: int) -> list[Turn]:
+        """The turns of an epoch in which some member has a batch that it has not taken yet."""
+        seeds = [trainee.seed for trainee in self.trainees]
+        rows = [trainee.train_rows for trainee in self.trainees]
+        plan = plan_together(rows, self.steps.buckets, seeds=seeds, epoch=epoch)
+        numbers = [epoch * trainee.per_epoch for trainee in self.trainees]
+        left = []
+        for turn in plan:
+            batches = []
+            for index, (trainee, planned) in enumerate(zip(self.trainees, turn, strict=True)):
+                numbers[index] += not planned.empty
+                behind = numbers[index] <= trainee.progress.step or trainee.name in self.gone
+                batches.append(planned.emptied() if behind else planned)
+            if not all(planned.empty for planned in batches):
+                left.append(tuple(batches))
+        return left
+
+    def _batch(self, turn: Turn) -> Batch:
+        batches = [t.judge.source.get(planned) for t, planned in zip(self.trainees, turn, strict=True)]
+        # Places in the program that nobody has: without utterances, so that nothing happens there.
+        unused = self.steps.members - len(batches)
+        batches += [self.trainees[0].judge.source.get(turn[0].emptied()) for _ in range(unused)]
+        return self.steps.put_batches(batches)
+
+    def _filled(self, own: Sequence[Any]) -> list[Any]:
+        """One for each place in the program."""
+        return [*own, *[own[0]] * (self.steps.members - len(own))]
+
+    def _active(self) -> list[Trainee]:
+        return [trainee for trainee in self.trainees if trainee.name not in self.gone]
+
+    def _steps_taken(self) -> int:
+        return sum(trainee.progress.step for trainee in self.trainees)
+
+    def _share(self, clock: "_Clock") -> float:
+        """A member's part of the seconds in this epoch's steps."""
+        return clock.seconds() / len(self._active())
+
+    @contextlib.contextmanager
+    def _own(self, trainee: Trainee) -> Iterator[None]:
+        """What is raised in here ends the training of this member only."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            self.gone.add(trainee.name)
+            try:
+                trainee.close()
+            except Exception as further:
+                error.add_note(f"and on closing its checkpoints: {further}")
+            self.dropped(trainee, error)
 
 
-def _means(sums: LossSums) -> dict[str, float]:
-    """Mean loss of each task that had at least one label."""
-    tasks = {task: getattr(sums, task) for task in TASKS}
-    return {task: float(value.total) / float(value.count) for task, value in tasks.items() if value.count > 0}
+class _Clock:
+    """Seconds since it was made, without those in which it was stopped."""
 
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
 
-def _mean_weights(weights: Sequence[Any], tasks: Iterable[str]) -> dict[str, float]:
-    """Mean weight of each of the ``tasks`` over some steps; nothing where the configuration fixes them."""
-    if weights[0] is None:
-        return {}
-    means = dict(zip(TASKS, np.mean(weights, axis=0), strict=True))
-    return {f"weight_{task}": float(means[task]) for task in tasks}
+    def seconds(self) -> float:
+        return time.perf_counter() - self._since
 
-
-class _MetricLog:
-    """``metrics.jsonl`` and TensorBoard events, both cut back to the step that training goes on from."""
-
-    def __init__(self, folder: MemberFolder, *, after_step: int, tensorboard: bool) -> None:
-        kept = [line for line in read_json_lines(folder.metrics) if line["step"] <= after_step]
-        write_text(folder.metrics, "")
-        for line in kept:
-            append_json_line(folder.metrics, line)
-        self._path = folder.metrics
-        self._writer = None
-        if tensorboard:
-            purge = after_step + 1 if after_step else None
-            self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=purge)
-
-    def __enter__(self) -> "_MetricLog":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def write(self, line: dict[str, Any]) -> None:
-        append_json_line(self._path, {k: _json_number(v) for k, v in line.items()})
-        if self._writer is not None:
-            for name, value in line.items():
-                if name not in ("kind", "step", "epoch") and value is not None:
-                    self._writer.add_scalar(f"{line['kind']}/{name}", value, line["step"])
-
-
-def _json_number(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        at = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - at

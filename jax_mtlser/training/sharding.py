@@ -89,8 +89,8 @@ class CompiledSteps:
         self._state_shapes: TrainState | None = None
         self._programs: dict[tuple[str, int], Any] = {}
         self.init_state = jax.jit(functools.partial(create_state, spec), out_shardings=self.replicated)
-        self.together = jax.jit(stack_members, out_shardings=self.by_member)
-        self.member_of = jax.jit(take_member, out_shardings=self.replicated)
+        self._stack = jax.jit(stack_members, out_shardings=self.by_member)
+        self._take = jax.jit(take_member, out_shardings=self.replicated)
 
     def init_params(self, seed: int) -> Any:
         """Random parameters, made on the devices."""
@@ -119,6 +119,7 @@ class CompiledSteps:
         knobs: Any,
         *,
         names: Sequence[str] = ("train", "eval"),
+        buckets: Sequence[int] | None = None,
         progress: Callable[[str, int, float], None] | None = None,
     ) -> None:
         """Compile every program that is not compiled yet, two at a time.
@@ -126,6 +127,7 @@ class CompiledSteps:
         Args:
             knobs: of one member; their values do not matter; used for ``train`` only.
             names: of ``train``, ``eval``, ``frozen``.
+            buckets: which; None for all.
             progress: called with (name, bucket, seconds) after each program.
         """
 
@@ -136,7 +138,8 @@ class CompiledSteps:
             self.seconds[name, bucket] = time.perf_counter() - started
             return name, bucket, self.seconds[name, bucket]
 
-        every = [(name, bucket) for bucket in range(len(self.buckets)) for name in names]
+        chosen = range(len(self.buckets)) if buckets is None else buckets
+        every = [(name, bucket) for bucket in chosen for name in names]
         wanted = [key for key in every if key not in self._programs]
         self.state_shapes()  # once, before threads ask for it
         # XLA compiles outside the interpreter lock; more than two at once only costs memory.
@@ -206,8 +209,18 @@ class CompiledSteps:
         """Move a batch to the devices, rows divided among them."""
         return jax.device_put(batch, self.by_row)
 
+    def together(self, trees: Sequence[Any]) -> Any:
+        """States, or knobs, of all members as the step takes them; that of a single member stays as it is."""
+        return trees[0] if self.members == 1 else self._stack(list(trees))
+
+    def member_of(self, tree: Any, index: int) -> Any:
+        """One member's part of what the step takes or gives."""
+        return tree if self.members == 1 else self._take(tree, index)
+
     def put_batches(self, batches: Sequence[Batch]) -> Batch:
-        """Move the batches of a population's members to the devices."""
+        """Move the batches of all members to the devices."""
+        if self.members == 1:
+            return self.put_batch(batches[0])
         return jax.device_put(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), self.by_member_and_row)
 
     def put(self, tree: Any) -> Any:
@@ -221,6 +234,11 @@ class CompiledSteps:
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((self.members, *x.shape), x.dtype, sharding=sharding), shapes
         )
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the corpus takes of each device."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._corpus_shapes()))
 
     def _corpus_shapes(self) -> Any:
         if self.resident_frames is None:

@@ -164,6 +164,20 @@ def test_memory_of_every_variant(run):
     assert rows["frozen feature encoder", 2]["temporary"] < rows["plain", 2]["temporary"]
 
 
+def test_population(run):
+    result, table = run(
+        "population", *TINY, "--seconds", "0.5", "--batch-size", "2", "--members", "2", "--repeats", "1"
+    )
+    (row,) = result["populations"]
+    assert row["members"] == 2
+    assert all(0 < row[side]["min_ms"] <= row[side]["median_ms"] for side in ("alone", "together"))
+    assert row["speedup"] == pytest.approx(row["alone"]["median_ms"] / row["together"]["median_ms"], abs=1e-3)
+    assert row["megabytes"]["together"] > row["megabytes"]["alone"] > 0
+    # Folds of one size differ by a batch or two in a bucket, so that hardly any turn is missed.
+    assert 1 <= result["turns_per_step"]["2"] < 1.05
+    assert "| 0.5 s | 2 |" in table
+
+
 def test_protocol(run, few):
     settings = ("--num-buckets", "1", "--utterances", "12", "--repeats", "2", "--slice-steps", "3")
     result, table = run("protocol", *TINY, "--lengths", few, *settings)

@@ -43,7 +43,12 @@ def run(tmp_path):
 
 def work_off(run, work, *, stale_after=60.0):
     display = Display(Console(file=io.StringIO(), width=200))
-    failures = train_all(run, MEMBERS, work, claims=Claims(run.claims, stale_after=stale_after), display=display)
+
+    def alone(group) -> None:
+        (taken,) = group
+        work(taken.member, taken.folder, taken.still_ours)
+
+    failures = train_all(run, MEMBERS, alone, claims=Claims(run.claims, stale_after=stale_after), display=display)
     return failures, display.console.file.getvalue()
 
 
@@ -130,3 +135,60 @@ def test_a_member_that_was_taken_over_is_left_to_the_other(run):
     assert work.done == ["r0_f1", "r0_f2", "r0_f3"]
     assert "r0_f0: finished by another process" in output
     assert not run.member("r0_f0").failure.exists()
+
+
+def work_off_in_groups(run, train, size=3):
+    display = Display(Console(file=io.StringIO(), width=200))
+    claims = Claims(run.claims, stale_after=2.0)
+    joins = lambda group, member: len(group) < size
+    return train_all(run, MEMBERS, train, claims=claims, display=display, joins=joins), display.console.file.getvalue()
+
+
+def test_a_member_dropped_from_its_group_leaves_the_others_in_it(run):
+    groups = []
+
+    def train(group) -> None:
+        groups.append([taken.member.name for taken in group])
+        for taken in group:
+            taken.still_ours()
+            if taken.member.name == "r0_f1":
+                taken.drop(ZeroDivisionError("nothing to divide"))
+                assert Claims(run.claims, stale_after=2.0).holder("r0_f1") is None
+            elif taken.member.name == "r0_f2" and len(groups) == 1:
+                taken.drop(ClaimLost("r0_f2: another process has taken over"))
+            else:
+                write_json(taken.folder.result, {"name": taken.member.name})
+
+    failures, output = work_off_in_groups(run, train)
+    # What was lost to another process is looked at again once nothing else is left.
+    assert groups == [["r0_f0", "r0_f1", "r0_f2"], ["r0_f3"], ["r0_f2"]]
+    assert failures == {"r0_f1": "ZeroDivisionError: nothing to divide"}
+    assert "r0_f1 failed: ZeroDivisionError: nothing to divide" in output
+    assert read_json(run.member("r0_f1").failure)["error"] == failures["r0_f1"]
+    assert list(run.claims.iterdir()) == []
+
+
+def test_what_a_group_raises_is_the_failure_of_all_that_it_has_not_finished(run):
+    def train(group) -> None:
+        write_json(group[0].folder.result, {"name": group[0].member.name})
+        raise MemoryError("too many members")
+
+    failures, _ = work_off_in_groups(run, train)
+    assert failures == dict.fromkeys(("r0_f1", "r0_f2"), "MemoryError: too many members")
+
+
+def test_members_that_others_hold_do_not_join(run):
+    groups = []
+
+    def train(group) -> None:
+        groups.append([taken.member.name for taken in group])
+        if len(groups) == 1:
+            theirs.release()
+        for taken in group:
+            write_json(taken.folder.result, {"name": taken.member.name})
+
+    theirs = Claims(run.claims, stale_after=60.0).acquire("r0_f1")
+    assert theirs is not None
+    failures, _ = work_off_in_groups(run, train)
+    assert failures == {}
+    assert groups == [["r0_f0", "r0_f2", "r0_f3"], ["r0_f1"]]
