@@ -133,15 +133,6 @@ def test_evaluating_nothing_is_answered_shortly(tmp_path, capsys):
     assert "is no run folder" in capsys.readouterr().err
 
 
-def test_every_train_command_in_the_readme_is_understood():
-    commands = re.findall(r"python train\.py ([^\n`]*--workdir[^\n`]*)", (ROOT / "README.md").read_text())
-    assert len(commands) >= 4
-    for command in commands:
-        flags = [re.sub(r"configs/", f"{ROOT}/configs/", flag) for flag in shlex.split(command.split("&&")[0])]
-        config, _ = parse_train_flags(["train.py", *flags])
-        assert config.name
-
-
 def test_the_demo_runs_end_to_end_in_small(tmp_path, capsys, monkeypatch):
     pytest.importorskip("espeakng_loader")
     flags = [

@@ -95,7 +95,7 @@ def objective(factors=None, **changes) -> Objective:
     return Objective(
         model,
         jax.tree.map(lambda _: None, params(head_input=model.head_input)),
-        lambda part: part.audio / 32768.0,
+        lambda part: {"audio": part.audio / 32768.0},
         lambda output, part: task_losses(output, part, normalization=spec().ctc_normalization, blank=0),
         counts.astype(jnp.float32),
         factors or {},
