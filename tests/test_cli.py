@@ -1,7 +1,6 @@
 """The command line as a newcomer meets it: short messages, no tracebacks, nothing loaded before flags are judged."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
