@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,14 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor()
+
+
+@contextlib.contextmanager
+def measuring() -> Iterator[None]:
+    """Wait until no other benchmark on this machine measures: several may compile at once, and then take turns."""
+    with open(Path(tempfile.gettempdir()) / "jax_mtlser_benchmark.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def take_turns(sides: Mapping[str, Callable[[], object]], repeats: int, warmups: int = 1) -> dict[str, list[float]]:

@@ -22,6 +22,7 @@ from jax_mtlser.data.batch_plan import Buckets, make_buckets
 from jax_mtlser.data.labels import Targets
 from jax_mtlser.data.packed import PackedAudio, pack
 from jax_mtlser.experiments import experiment
+from jax_mtlser.models.frozen import FrozenPart
 from jax_mtlser.models.layers import Lora
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
 from jax_mtlser.models.transformer import EncoderOptions
@@ -355,6 +356,8 @@ def compiled_steps(
     remat: bool = False,
     scan_layers: bool = False,
     resident_samples: int | None = None,
+    resident_frames: int | None = None,
+    frozen: FrozenPart = FrozenPart.NOTHING,
     accumulation_steps: int = 1,
     plain: bool = False,
     mesh: Mesh | None = None,
@@ -368,6 +371,7 @@ def compiled_steps(
         dtype: compute type.
         freeze, lora_rank, remat, scan_layers: see :class:`~jax_mtlser.config.EncoderConfig`.
         resident_samples: length of the corpus on the device; None when batches bring their samples.
+        resident_frames, frozen: length of a corpus of frames instead, and what they are.
         accumulation_steps: parts of a batch.
         plain: see :class:`~jax_mtlser.config.TrainingConfig`.
         mesh: devices; None for one of this machine's.
@@ -390,9 +394,17 @@ def compiled_steps(
         normalize_waveform=arch.family is not EncoderFamily.WHISPER,
         freeze=freeze,
         accumulation_steps=accumulation_steps,
+        frozen=frozen,
         plain=plain,
     )
-    return CompiledSteps(spec, buckets, mesh or make_mesh(1), resident_samples=resident_samples, members=members)
+    return CompiledSteps(
+        spec,
+        buckets,
+        mesh or make_mesh(1),
+        resident_samples=resident_samples,
+        resident_frames=resident_frames,
+        members=members,
+    )
 
 
 def knobs(total_steps: int = 1_000) -> Knobs:
