@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily
 from jax_mtlser.models import products
+from jax_mtlser.models.dropout import dropout
 from jax_mtlser.models.layer_norm import LayerNorm
-from jax_mtlser.models.layers import Affine, AffineParameters, Dense, Lora, activation, affine_maps, dropout
+from jax_mtlser.models.layers import Affine, AffineParameters, Dense, Lora, activation, affine_maps
 
 __all__ = ["DropoutKeys", "EncoderLayer", "FeedForward", "SelfAttention"]
 

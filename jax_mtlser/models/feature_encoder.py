@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_mtlser.architecture import FeatureNorm, Wav2Vec2Architecture
 from jax_mtlser.models import products
+from jax_mtlser.models.dropout import dropout
 from jax_mtlser.models.layer_norm import LayerNorm
 from jax_mtlser.models.layers import Dense, activation, frame_mask
 
@@ -152,7 +153,8 @@ class FeatureProjection(nn.Module):
         if self.arch.feat_proj_layer_norm:
             x = LayerNorm(self.dtype, self.arch.layer_norm_eps, name="norm")(x)
         x = Dense(self.arch.hidden_size, dtype=self.dtype, kernel_init=uniform, bias_init=uniform, name="projection")(x)
-        return nn.Dropout(self.arch.feat_proj_dropout, deterministic=not train)(x)
+        key = self.make_rng("dropout") if train and self.arch.feat_proj_dropout > 0 else None
+        return dropout(x, self.arch.feat_proj_dropout, key)
 
 
 def _symmetric_uniform(bound: float) -> Any:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_mtlser.models import products
-from jax_mtlser.models.layers import Affine, AffineParameters, affine_maps, dropout
+from jax_mtlser.models.dropout import dropout
+from jax_mtlser.models.layers import Affine, AffineParameters, affine_maps
 
 __all__ = ["Head", "HeadInputs", "logits", "utterance_logits"]
 

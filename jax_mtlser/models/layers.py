@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_mtlser.models import products
 
@@ -22,7 +22,6 @@ __all__ = [
     "Lora",
     "activation",
     "affine_maps",
-    "dropout",
     "frame_mask",
     "masked_mean",
 ]
@@ -143,15 +142,6 @@ def affine_maps(
         low = products.matmul(products.matmul(x, each.lora_down, dtype), each.lora_up, dtype)
         outputs[index] = outputs[index] + low * jnp.asarray(lora.scale, low.dtype)
     return outputs
-
-
-def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
-    """Zero a share of the entries at random and scale the others up; nothing without a key."""
-    if key is None or rate == 0:
-        return x
-    # One factor: a select and a division would be two passes over the gradient.
-    factor = jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), jnp.float32(1 / (1 - rate)), 0.0)
-    return (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
 def activation(name: str) -> Callable[[Array], Array]:

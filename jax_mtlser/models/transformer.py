@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily
 from jax_mtlser.models.attention import DropoutKeys, EncoderLayer
+from jax_mtlser.models.dropout import dropout
 from jax_mtlser.models.layer_norm import LayerNorm
 from jax_mtlser.models.layers import Lora, frame_mask
 
@@ -89,7 +90,8 @@ class Transformer(nn.Module):
         norm = LayerNorm(options.dtype, arch.layer_norm_eps, name="norm")
         if not arch.pre_norm:
             x = norm(x)
-        x = nn.Dropout(arch.hidden_dropout, deterministic=not train)(x)
+        key = self.make_rng("dropout") if train and arch.hidden_dropout > 0 else None
+        x = dropout(x, arch.hidden_dropout, key)
         hidden_states = [x]
         if self.is_initializing():
             for index in range(arch.num_hidden_layers):
