@@ -97,7 +97,10 @@ def latency(encoder: str, preset: Preset) -> list[dict[str, Any]]:
         sides: dict[str, Callable[[], None]] = {f"ours {corpus.fast}": lambda planned=planned: ours.evaluate(planned)}
         for name, side in theirs.items():
             sides[name] = functools.partial(side.evaluate, [side.tensors(corpus, np.array([row]), None, lists=False)])
-        times = common.take_turns(sides, preset.repeats, warmups=2)
+        for run in [*sides.values()] * 2:
+            run()
+        with common.measuring():
+            times = common.take_turns(sides, preset.repeats)
         medians = {name: statistics.median(values) for name, values in times.items()}
         rows.append(
             {
@@ -125,7 +128,8 @@ def throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, float]]:
         if "compiled" not in name:  # a program per length would compile for hours
             batches = batches or [side.tensors(corpus, rows, None, lists=False) for rows in ordered]
             runs[name] = functools.partial(side.evaluate, batches)
-    times = common.take_turns(runs, preset.passes)
+    with common.measuring():
+        times = common.take_turns(runs, preset.passes)
     return {
         name: {
             "utterances_per_second": round(len(corpus.audio) / statistics.median(values), 2),

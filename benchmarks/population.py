@@ -86,7 +86,9 @@ def measure(shapes: workload.Shapes, bucket: int, members: int, repeats: int) ->
         population, metrics = all_of_them.train(0, population, batch, knobs_of_all, corpus)
         jax.block_until_ready(metrics.loss)
 
-    times = common.take_turns({"alone": alone, "together": together}, repeats)
+    alone(), together()
+    with common.measuring():
+        times = common.take_turns({"alone": alone, "together": together}, repeats)
     row = {
         "bound_seconds": round(buckets.bounds[0] / SAMPLE_RATE, 2),
         "members": members,

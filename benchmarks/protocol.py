@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     buckets = workload.buckets_for(lengths, targets, arch, num_buckets=preset.num_buckets)
     folds = stratified_folds([str(emotion) for emotion in targets.emotion], FOLDS, SEED, validation_fraction=0.0)
     bench = Bench(lengths, targets, buckets, arch, dtype, preset)
+    with common.measuring():
+        measured = measure(bench, preset, folds, lengths)
     result = {
         "corpus": corpus,
         "utterances": len(lengths),
@@ -92,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "batch_size": workload.BATCH_SIZE,
         "folds": FOLDS,
         "epochs": EPOCHS,
-        **measure(bench, preset, folds, lengths),
+        **measured,
     }
     common.write(options.output, "protocol", result, to_table(result))
 

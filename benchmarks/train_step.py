@@ -21,6 +21,7 @@ where a batch of 8 long utterances would need more memory than most machines hav
 """
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -55,6 +56,7 @@ class Preset:
         repeats: turns of that step, for every side.
         steps: measured of each side's epoch.
         in_a_row: steps of one turn.
+        float32: also measure our step in float32 where another type is chosen.
         part_seconds: most padded audio in one forward and backward pass; None for no limit.
     """
 
@@ -63,6 +65,7 @@ class Preset:
     repeats: int
     steps: int
     in_a_row: int = 1
+    float32: bool = True
     part_seconds: float | None = None
 
     def parts(self, rows: int, samples: int) -> int:
@@ -76,7 +79,7 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset(4, 4.0, 7, 10, part_seconds=40.0),
-    "gpu": Preset(8, 4.5, 20, 64, in_a_row=8),
+    "gpu": Preset(8, 4.5, 20, 64, in_a_row=8, float32=False),
     "smoke": Preset(2, 0.5, 2, 2, part_seconds=6.0),
 }
 
@@ -236,8 +239,12 @@ class Theirs(torch.nn.Module):
         fused = {"fused": True} if autocast else {}
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=1e-5, **fused)
         self.extractor = transformers.Wav2Vec2FeatureExtractor()
-        # dynamic=False: the second shape would otherwise be compiled for any shape.
-        self.forward_loss = torch.compile(self.loss, mode="reduce-overhead", dynamic=False) if compiled else self.loss
+        self.forward_loss = self.loss
+        if compiled:
+            # Every shape is compiled for itself, however many there are, and as a whole: otherwise torch would, without
+            # an error, compile the second for any shape, run the ninth uncompiled, and leave gaps between graphs.
+            torch._dynamo.config.recompile_limit = 64
+            self.forward_loss = torch.compile(self.loss, mode="reduce-overhead", dynamic=False, fullgraph=True)
 
     def loss(self, audio: Any, frames: Any, classes: dict[str, Any]) -> tuple[Any, Any]:
         """Sum of the classification losses, and the log-probabilities for CTC."""
@@ -340,7 +347,7 @@ def step_without_padding(corpus: Corpus, preset: Preset) -> dict[str, Any]:
     training: dict[str, Callable[[], object]] = {}
     forward: dict[str, Callable[[], object]] = {}
     compile_seconds = {}
-    for dtype in dict.fromkeys(("float32", corpus.fast)):
+    for dtype in dict.fromkeys((*["float32"] * preset.float32, corpus.fast)):
         ours = Ours(flat, dtype, ("train", "eval"))
         compile_seconds[f"ours {dtype}"] = round(ours.compile_seconds, 1)
         training[f"ours {dtype}"] = lambda ours=ours: ours.run([planned] * preset.in_a_row)
@@ -352,14 +359,25 @@ def step_without_padding(corpus: Corpus, preset: Preset) -> dict[str, Any]:
         theirs = Theirs(flat, autocast=autocast, compiled=compiled)
         batches = [theirs.tensors(flat, rows, None, lists=False)] * preset.in_a_row
         training[f"PyTorch {name}"] = lambda theirs=theirs, batches=batches: theirs.run(batches)
-        forward[f"PyTorch {name}"] = lambda theirs=theirs, batches=batches: theirs.evaluate(batches)
+        if not compiled:  # see inference.py
+            forward[f"PyTorch {name}"] = lambda theirs=theirs, batches=batches: theirs.evaluate(batches)
 
     def turns(runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
         times = common.take_turns(runs, preset.repeats)
         return {name: [seconds / preset.in_a_row for seconds in values] for name, values in times.items()}
 
-    steps, forwards = turns(training), turns(forward)
-    sides = {name: {"step": common.spread(steps[name]), "forward": common.spread(forwards[name])} for name in training}
+    for run in (*training.values(), *forward.values()):
+        run()
+    with common.measuring():
+        steps, forwards = turns(training), turns(forward)
+    sides = {
+        name: {
+            kind: common.spread(times[name])
+            for kind, times in (("step", steps), ("forward", forwards))
+            if name in times
+        }
+        for name in training
+    }
     ours_step, ours_forward = (statistics.median(times[f"ours {corpus.fast}"]) for times in (steps, forwards))
     ratios = {
         f"{kind}_speedup_vs_{name.replace(' ', '_').lower()}": round(statistics.median(times[name]) / ours, 3)
@@ -442,8 +460,8 @@ def epoch_throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, floa
     groups = [places[start : start + preset.in_a_row] for start in range(0, len(places), preset.in_a_row)]
     loading.clear()
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for group in groups:
-        for name, side in sides.items():
+    with common.measuring():
+        for group, (name, side) in itertools.product(groups, sides.items()):
             started = time.perf_counter()
             side.run([samples[name][place] for place in group])
             times[name].append(time.perf_counter() - started)
@@ -489,7 +507,10 @@ def to_table(result: dict[str, Any]) -> str:
         "",
         common.table(
             ("side", "training step (ms)", "forward (ms)"),
-            [(name, side["step"]["median_ms"], side["forward"]["median_ms"]) for name, side in fixed["sides"].items()],
+            [
+                (name, *(side.get(kind, {}).get("median_ms", "") for kind in ("step", "forward")))
+                for name, side in fixed["sides"].items()
+            ],
         ),
         "Ours over PyTorch: "
         + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in fixed.items() if "speedup" in key)

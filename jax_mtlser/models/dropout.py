@@ -2,10 +2,11 @@
 
 ``jax.random``'s generator takes over a hundred operations per number, more than most layers spend on an entry. Which
 entries are dropped needs less: a hash of the entry's place, keyed by two words that do come from ``jax.random``. Nothing
-has to be read or stored for it, and an entry's number depends on its place alone, not on devices or on other members of
-a population.
+is read or stored for it, the backward pass computes it again, and an entry's number depends on its place alone, not on
+devices or on other members of a population.
 """
 
+import functools
 import math
 
 import jax
@@ -19,27 +20,36 @@ def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) 
     """Zero a share of the entries at random and scale the others up; nothing without a key."""
     if key is None or rate == 0:
         return x
+    return _dropped(x, jax.random.key_data(key), rate)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dropped(x: Array, words: Array, rate: float) -> Array:
     # One factor: a select and a division would be two passes over the gradient.
-    factor = jnp.where(_kept(key, 1 - rate, x.shape), jnp.float32(1 / (1 - rate)), 0.0)
+    factor = jnp.where(_kept(words, 1 - rate, x.shape), jnp.float32(1 / (1 - rate)), 0.0)
     return (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
-def _kept(key: Key[Array, ""], share: float, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
+def _dropped_forward(x: Array, words: Array, rate: float) -> tuple[Array, Array]:
+    return _dropped(x, words, rate), words
+
+
+def _dropped_backward(rate: float, words: Array, cotangent: Array) -> tuple[Array, None]:
+    # Behind the barrier XLA does not see that these are the same numbers: it would keep them since the forward pass,
+    # in float32, which costs more memory traffic than the activations do.
+    return _dropped(cotangent, jax.lax.optimization_barrier(words), rate), None
+
+
+_dropped.defvjp(_dropped_forward, _dropped_backward)
+
+
+def _kept(words: UInt32[Array, " K"], share: float, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
     """True in a random ``share`` of the entries."""
-    first, second = jax.random.key_data(key)[..., 0], jax.random.key_data(key)[..., 1]
-    # Twice, with a key before each: one round of a known function could be undone, and two keys of neighbouring
+    places = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    # Twice, with a word before each: one round of a known function could be undone, and two keys of neighbouring
     # values would give the same numbers one place apart.
-    numbers = _mixed(_mixed(_places(shape) + first) ^ second)
+    numbers = _mixed(_mixed(places + words[0]) ^ words[1])
     return numbers < jnp.uint32(min(round(share * 2**32), 2**32 - 1))
-
-
-def _places(shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
-    """Each entry's number, counted along the last axis first; modulo 2^32."""
-    place = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = math.prod(shape[axis + 1 :]) % 2**32
-        place = place + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-    return place
 
 
 def _mixed(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:

@@ -28,9 +28,9 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         scale = self.param("scale", jax.nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", jax.nn.initializers.zeros, (x.shape[-1],))
-        rows = x.reshape(-1, x.shape[-1])
+        rows = products.in_rows(x.reshape(-1, x.shape[-1]))
         norm = _plain_norm if products.is_plain() else _norm_with_gradient
-        return norm(rows, scale, bias, self.epsilon, self.dtype).reshape(x.shape)
+        return products.in_rows(norm(rows, scale, bias, self.epsilon, self.dtype)).reshape(x.shape)
 
 
 def standardised(x: Float[Array, "*batch D"], epsilon: float = 1e-5) -> Float[Array, "*batch D"]:

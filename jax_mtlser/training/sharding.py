@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextvars
 import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,13 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jax_mtlser import runtime
 from jax_mtlser.config import ConfigError
+from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.data.batch_plan import Buckets
 from jax_mtlser.data.batches import Batch
 from jax_mtlser.training.population import population_step, stack_members, take_member
 from jax_mtlser.training.step import StepSpec, TrainState, create_state, eval_step, frozen_step, train_step
 
 __all__ = ["CompiledSteps", "make_mesh"]
+
+_CORES_PER_PROGRAM = 3
 
 
 def make_mesh(data_devices: int = 0, member_devices: int = 1) -> Mesh:
@@ -94,8 +99,8 @@ class CompiledSteps:
 
     def init_params(self, seed: int) -> Any:
         """Random parameters, made on the devices."""
-        samples = jnp.zeros((1, self.buckets.bounds[0]), jnp.float32)
-        lengths = jnp.full((1,), self.buckets.bounds[0], jnp.int32)
+        # Parameters do not depend on the length: one program serves whatever the buckets are.
+        samples, lengths = jnp.zeros((1, SAMPLE_RATE), jnp.float32), jnp.full((1,), SAMPLE_RATE, jnp.int32)
         model = self.spec.model
         init = jax.jit(
             lambda key: model.init(key, samples, lengths, train=False)["params"],
@@ -122,7 +127,7 @@ class CompiledSteps:
         buckets: Sequence[int] | None = None,
         progress: Callable[[str, int, float], None] | None = None,
     ) -> None:
-        """Compile every program that is not compiled yet, two at a time.
+        """Compile every program that is not compiled yet, several at a time.
 
         Args:
             knobs: of one member; their values do not matter; used for ``train`` only.
@@ -134,7 +139,7 @@ class CompiledSteps:
         def build(key: tuple[str, int]) -> tuple[str, int, float]:
             name, bucket = key
             started = time.perf_counter()
-            self._programs[name, bucket] = self.lower(name, bucket, knobs).compile()
+            self._programs[name, bucket] = self.lower(name, bucket, knobs).compile(runtime.compiler_options())
             self.seconds[name, bucket] = time.perf_counter() - started
             return name, bucket, self.seconds[name, bucket]
 
@@ -142,8 +147,9 @@ class CompiledSteps:
         every = [(name, bucket) for bucket in chosen for name in names]
         wanted = [key for key in every if key not in self._programs]
         self.state_shapes()  # once, before threads ask for it
-        # XLA compiles outside the interpreter lock; more than two at once only costs memory.
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        # XLA compiles outside the interpreter lock, a program on a few cores; more at once would only cost memory.
+        at_once = max(2, (os.cpu_count() or 1) // _CORES_PER_PROGRAM)
+        with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
             # Threads start without the caller's context variables, and products.formulation() is one.
             futures = [pool.submit(contextvars.copy_context().run, build, key) for key in wanted]
             for future in concurrent.futures.as_completed(futures):

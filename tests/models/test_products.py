@@ -80,36 +80,40 @@ GROUPED = [  # (kernel, group size, channels, frames)
     (9, 2, 4, 100),  # several blocks
     (5, 2, 6, 20),
     (4, 6, 6, 20),  # one group
+    (128, 12, 36, 50),  # as wide as in the released models
 ]
 
 
-@pytest.mark.parametrize("path", ["as_chosen", "convolution"])
+@pytest.mark.parametrize("path", ["cpu", "accelerator", "plain"])
 @pytest.mark.parametrize(("width", "group_size", "channels", "frames"), GROUPED)
-def test_grouped_convolution_and_its_gradients_equal_pytorch(width, group_size, channels, frames, path, monkeypatch):
-    if path == "convolution":
-        # Accelerators never take the Fourier transform; their path must be right too.
-        monkeypatch.setattr(products.jax, "default_backend", lambda: "gpu")
+def test_grouped_convolution_and_its_gradients_equal_pytorch(width, group_size, channels, frames, path):
 
     def theirs(x, kernel):
         full = _torch_conv(x, kernel, padding=width // 2, groups=channels // group_size)
         return full[:, :frames]
 
+    def ours(x, kernel):
+        with products.formulation(platform="cpu" if path == "cpu" else "gpu", plain=path == "plain"):
+            return products.same_grouped_conv(x, kernel, jnp.float32)
+
     _check_with_gradients(
-        lambda x, kernel: products.same_grouped_conv(x, kernel, jnp.float32),
+        ours,
         theirs,
         _normal(2, frames, channels),
         _normal(width, group_size, channels, seed=1) * np.float32((width * group_size) ** -0.5),
     )
 
 
-def test_wide_kernels_avoid_the_convolution_on_cpu_and_narrow_ones_do_not():
+@pytest.mark.parametrize(("platform", "instead"), [("cpu", "fft"), ("gpu", "dot_general")])
+def test_wide_kernels_avoid_the_convolution_and_narrow_ones_do_not(platform, instead):
     def primitives(width):
         def convolve(x, kernel):
-            return products.same_grouped_conv(x, kernel, jnp.float32)
+            with products.formulation(platform=platform):
+                return products.same_grouped_conv(x, kernel, jnp.float32)
 
         return _primitives(jax.make_jaxpr(convolve)(jnp.ones((1, 20, 4)), jnp.ones((width, 2, 4))))
 
-    assert "fft" in primitives(9)
+    assert instead in primitives(9)
     assert "conv_general_dilated" not in primitives(9)
     assert "conv_general_dilated" in primitives(8)
 
@@ -174,10 +178,13 @@ def test_bfloat16_convolutions_are_right_within_their_rounding(width, stride, in
     np.testing.assert_allclose(np.asarray(low, np.float32), full, atol=4 * 2**-8 * float(jnp.abs(full).max()))
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("width", [16, 5])
-def test_bfloat16_grouped_convolution_is_right_within_its_rounding(width):
+def test_bfloat16_grouped_convolution_is_right_within_its_rounding(width, platform):
     x, kernel = _normal(2, 30, 8), _normal(width, 4, 8, seed=1)
-    low, full = (products.same_grouped_conv(x, kernel, dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    full = products.same_grouped_conv(x, kernel, jnp.float32)
+    with products.formulation(platform=platform):
+        low = products.same_grouped_conv(x, kernel, jnp.bfloat16)
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(low, np.float32), full, atol=3 * 2**-8 * float(jnp.abs(full).max()))
 
