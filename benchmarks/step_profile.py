@@ -2,11 +2,12 @@
 
     python benchmarks/step_profile.py --preset gpu --output benchmarks/results
 
-The step is the whole one over a resident corpus, on batches without padding. First it is timed twice: *waited for*, one
-step at a time, and *in a row*, the way training runs it, where the host prepares the next step meanwhile. Then a few
-steps run under JAX's profiler, and every kernel's time goes to the part of the model that the operation belongs to
-(``training/program_report.py``). On a GPU, kernels that XLA launches as one graph do not tell which operation they are;
-``--without-graphs`` launches them one by one, which takes the host longer but the kernels themselves just as long.
+The step is that of ``train_step.py`` (no LayerDrop, no SpecAugment) over a resident corpus, on batches without padding.
+First it is timed twice: *waited for*, one step at a time, and *in a row*, the way training runs it, where the host
+prepares the next step meanwhile. Then a few steps run under JAX's profiler, and every kernel's time goes to the part of
+the model that the operation belongs to (``training/program_report.py``). On a GPU, kernels that XLA launches as one graph
+do not tell which operation they are; ``--without-graphs`` launches them one by one, which takes the host longer but the
+kernels themselves just as long. Where kernels run side by side their times add up to more than a step takes.
 """
 
 import collections
@@ -74,6 +75,7 @@ class Bench:
     """A compiled step, its state, and batches on the device."""
 
     def __init__(self, shapes: workload.Shapes, freeze: Freeze, *, kept: bool) -> None:
+        arch = dataclasses.replace(shapes.arch, layerdrop=0.0, apply_spec_augment=False)
         buckets = workload.one_bucket(shapes.buckets, 0)
         lengths = np.full(4 * shapes.batch_size, buckets.bounds[0])
         source = BatchSource(workload.synthetic_audio(lengths), workload.targets(lengths), buckets, on_device=True)
@@ -81,13 +83,11 @@ class Bench:
         frozen = {Freeze.ENCODER: FrozenPart.ENCODER}.get(freeze, FrozenPart.FEATURES) if kept else FrozenPart.NOTHING
         resident: dict[str, int] = {"resident_samples": len(corpus)}
         if kept:
-            counts = np.asarray(shapes.arch.num_frames(lengths))
+            counts = np.asarray(arch.num_frames(lengths))
             offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
             source = dataclasses.replace(source, frame_offsets=offsets)
-            resident = {"resident_frames": int(offsets[-1] + shapes.arch.num_frames(buckets.bounds[0]))}
-        self.steps = workload.compiled_steps(
-            shapes.arch, buckets, shapes.dtype, freeze=freeze, frozen=frozen, **resident
-        )
+            resident = {"resident_frames": int(offsets[-1] + arch.num_frames(buckets.bounds[0]))}
+        self.steps = workload.compiled_steps(arch, buckets, shapes.dtype, freeze=freeze, frozen=frozen, **resident)
         started = time.perf_counter()
         self.steps.compile(workload.knobs(), names=("train", "frozen") if kept else ("train",))
         self.compile_seconds = time.perf_counter() - started

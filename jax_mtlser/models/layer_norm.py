@@ -75,8 +75,14 @@ def _norm_backward(
     through_mean = jnp.mean(g, axis=-1, keepdims=True)
     through_variance = jnp.mean(g * z, axis=-1, keepdims=True)
     d_x = inverse * (g - through_mean - z * through_variance)
-    d_scale, d_bias = jnp.sum(jnp.stack([cotangent * z, cotangent]), axis=1)  # in one pass over the rows
-    return d_x.astype(x.dtype), d_scale, d_bias
+    return d_x.astype(x.dtype), *_sums_of_rows(cotangent * z, cotangent)
+
+
+def _sums_of_rows(left: Float[Array, "R D"], right: Float[Array, "R D"]) -> tuple[Array, Array]:
+    if products.on_cpu():  # which would write the stack out before it sums
+        return jnp.sum(left, axis=0), jnp.sum(right, axis=0)
+    total = jnp.sum(jnp.stack([left, right]), axis=1)  # in one pass over the rows
+    return total[0], total[1]
 
 
 _norm_with_gradient.defvjp(_norm_forward, _norm_backward)

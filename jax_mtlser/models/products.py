@@ -30,6 +30,7 @@ __all__ = [
     "in_rows",
     "is_plain",
     "matmul",
+    "on_cpu",
     "power_spectrum",
     "same_grouped_conv",
     "strided_conv",
@@ -84,7 +85,8 @@ def is_plain() -> bool:
     return _chosen.get().plain
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Whether what is traced is compiled for a CPU."""
     return (_chosen.get().platform or jax.default_backend()) == "cpu"
 
 
@@ -107,7 +109,7 @@ def in_rows(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     Left alone, XLA can spare one transpose by laying out the whole network's frames channel by channel, and then pays for
     it in every layer. A flat array has one layout only, and nothing is moved past a barrier.
     """
-    return x if _on_cpu() or is_plain() else lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
+    return x if on_cpu() or is_plain() else lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
 
 
 def affine(
@@ -169,7 +171,7 @@ def _accumulate(spec: str, left: Array, right: Array) -> Array:
     if left.dtype == jnp.float32:
         # HIGHEST: without it, GPUs and TPUs compute float32 products with TF32 or bfloat16 operands.
         return jnp.einsum(spec, left, right, precision=lax.Precision.HIGHEST)
-    if not _on_cpu():
+    if not on_cpu():
         return jnp.einsum(spec, left, right, preferred_element_type=left.dtype)
     if _chosen.get().batched or len(spec) > len("ri,io->ro"):
         # XLA's CPU backend does not run every batched bfloat16 product with a float32 result ("Unsupported element
@@ -185,7 +187,7 @@ def _transposed(x: Float[Array, "R I"]) -> Float[Array, "I R"]:
     it would take four times as long. It folds a plain transpose into the product; this one it cannot.
     """
     rows, columns = x.shape
-    if x.dtype != jnp.float32 and _on_cpu() and not _chosen.get().batched:
+    if x.dtype != jnp.float32 and on_cpu() and not _chosen.get().batched:
         for part in (2, 3, 5, 7, 11, 13):
             if rows % part == 0:
                 return jnp.transpose(x.reshape(rows // part, part, columns), (2, 0, 1)).reshape(columns, rows)
@@ -215,7 +217,7 @@ def _thin_conv(x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: 
     chunks, taps = _chunks(x, width, stride)
     windows = jnp.concatenate([chunks[:, j : j + num_outputs, : tap * channels] for j, tap in enumerate(taps)], -1)
     flat = kernel.reshape(width * channels, outputs)
-    if _on_cpu() and not is_plain():
+    if on_cpu() and not is_plain():
         return _outer_products(windows, flat)
     return matmul(windows, flat, x.dtype)
 
@@ -293,7 +295,7 @@ def _conv_backward(stride: int, saved: tuple[Array, ...], cotangent: Array) -> t
     num_outputs = cotangent.shape[1]
     transposed = _transposed(chunks.reshape(-1, chunk_width))
     # A product's float32 result is written out on CPU in any case; elsewhere rounding it first halves the traffic.
-    sum_type = jnp.float32 if _on_cpu() else x.dtype
+    sum_type = jnp.float32 if on_cpu() else x.dtype
     d_kernel, d_chunks = [], jnp.zeros((), sum_type)
     for j in range(math.ceil(width / stride)):
         tap = min(stride, width - j * stride)
@@ -321,11 +323,11 @@ def same_grouped_conv(
     product per group (cuDNN's own took two fifths of a training step of wav2vec2-base on an H200).
     """
     if kernel.shape[0] > _WIDE and not is_plain():
-        if _on_cpu():
+        if on_cpu():
             return _fft_grouped_conv(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(dtype)
         return in_rows(_blocked_grouped_conv(in_rows(x.astype(dtype)), kernel, dtype))
     x, kernel = x.astype(dtype), kernel.astype(dtype)
-    return _grouped_conv_apart(x, kernel) if _on_cpu() and _chosen.get().batched else _grouped_conv(x, kernel)
+    return _grouped_conv_apart(x, kernel) if on_cpu() and _chosen.get().batched else _grouped_conv(x, kernel)
 
 
 def _grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"]) -> Float[Array, "B T D"]:
