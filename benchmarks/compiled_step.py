@@ -9,9 +9,9 @@ are exact and the same everywhere; they say nothing of time. For the H200 this n
 
     pip install "jax>=0.11.2" jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-nvvm
 
-with one version of jax, jaxlib, plugin and pjrt. There XLA can try nothing out, so it takes its first choice for every
-product (a Triton kernel); on the device some of them go to cuBLAS instead. ``--products library`` sends all of them
-there, the other extreme; shapes for which the first choice does not compile (tiny ones) need it.
+with one version of jax, jaxlib, plugin and pjrt. Products go to cuBLAS, as in a run (``runtime.compiler_options``);
+``--products triton`` has XLA write kernels for them instead, its own default. It can try nothing out without the device,
+so it takes its first choice.
 """
 
 import argparse
@@ -133,7 +133,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--freeze", choices=("nothing", "feature_encoder", "encoder"), default="nothing")
     parser.add_argument("--encoder", choices=("base", "small"), default=Shape.encoder)
     parser.add_argument("--ctc", choices=("own", "optax"), default=Shape.ctc, help="implementation of the CTC loss")
-    parser.add_argument("--products", choices=("triton", "library"), default="triton", help="how the H200 multiplies")
+    parser.add_argument("--products", choices=("library", "triton"), default="library", help="how the H200 multiplies")
     parser.add_argument("--variant", nargs="+", choices=tuple(VARIANTS), default=["step"], help="rows of the table")
     parser.add_argument("--text", type=Path, help="also write XLA's text of the (last) program to this file")
     return parser.parse_args()

@@ -35,9 +35,10 @@ def _dropped_forward(x: Array, words: Array, rate: float) -> tuple[Array, Array]
 
 
 def _dropped_backward(rate: float, words: Array, cotangent: Array) -> tuple[Array, None]:
-    # Behind the barrier XLA does not see that these are the same numbers: it would keep them since the forward pass,
+    # A zero that XLA does not know for one hides that these are the forward pass' numbers: it would keep them since then,
     # in float32, which costs more memory traffic than the activations do.
-    return _dropped(cotangent, jax.lax.optimization_barrier(words), rate), None
+    hidden_zero = jax.lax.optimization_barrier(jnp.uint32(0))
+    return _dropped(cotangent, words ^ hidden_zero, rate), None
 
 
 _dropped.defvjp(_dropped_forward, _dropped_backward)

@@ -106,8 +106,8 @@ def power_spectrum(x: Float[Array, "*batch N"]) -> Float[Array, "*batch N//2+1"]
 def in_rows(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The same, and on accelerators laid out in memory as its axes say; its gradient too.
 
-    Left alone, XLA can spare one transpose by laying out the whole network's frames channel by channel, and then pays for
-    it in every layer. A flat array has one layout only, and nothing is moved past a barrier.
+    Left alone, XLA lays out frames channel by channel in some places of a transformer, and the products around them then
+    cost a transpose each. A flat array has one layout only, and nothing is moved past a barrier.
     """
     return x if on_cpu() or is_plain() else lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
 

@@ -18,14 +18,16 @@ pytestmark = pytest.mark.h200
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "compiled_step.py"
 PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm")
 
-# wav2vec2-base in bfloat16, batch 8 x 4.5 s, with jax 0.11.2.
-MAX_KERNELS = 1_000
-MAX_KERNELS_OUTSIDE_LOOPS = 840
+# wav2vec2-base in bfloat16, batch 8 x 4.5 s, with jax 0.11.2. Kernels were 1,000 (840) while XLA wrote the products'
+# kernels itself and cuDNN the positional convolution's: what it cannot fuse into cuBLAS' calls is launched on its own,
+# about 200 small kernels. Measured on an H200 that change took a step from 14.4 to 9.0 ms.
+MAX_KERNELS = 1_200
+MAX_KERNELS_OUTSIDE_LOOPS = 1_030
 MAX_LOOPS = 1
 MAX_F32_PRODUCTS = 7  # three for speech recognition, three for the other heads together, one in CTC
 MAX_PRODUCTS = 262
-MAX_TEMPORARY_BYTES = 2.0e9
-MAX_MOVED_BYTES = 21.0e9
+MAX_TEMPORARY_BYTES = 2.05e9
+MAX_MOVED_BYTES = 21.5e9
 STATE_BYTES = 94_400_000 * 3 * 4  # parameters and both moments
 
 
