@@ -9,8 +9,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Eight emulated devices, so that sharding is tested on any machine.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Eight emulated devices, so that sharding is tested on any machine. Compilation is most of the suite's time, and the
+# tests' models are too small to repay the compiler's optimisations.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # One cache for the whole session, its worker processes and the commands that tests start: most of the suite's
 # time is compilation, and many tests compile the same programs. User caches stay untouched.
