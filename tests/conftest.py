@@ -4,15 +4,25 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 # Eight emulated devices, so that sharding is tested on any machine. Compilation is most of the suite's time, and the
-# tests' models are too small to repay the compiler's optimisations.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+# tests' models are too small to repay optimisations: LLVM's, and the long code that XLA's newer emitter of fusions
+# gives it (a flag that jaxlib 0.11 has no longer, and an unknown one would abort the process). Flags of the user come
+# last and win: with --xla_backend_optimization_level=3 and --xla_cpu_use_fusion_emitters=true, programs are compiled as
+# they are outside of tests.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        *(["--xla_cpu_use_fusion_emitters=false"] if metadata.version("jaxlib").startswith("0.10.") else []),
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # One cache for the whole session, its worker processes and the commands that tests start: most of the suite's
 # time is compilation, and many tests compile the same programs. User caches stay untouched.

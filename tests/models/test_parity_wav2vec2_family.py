@@ -545,7 +545,7 @@ def test_full_size_encoder_agrees(values, tmp_path):
         reference.parameters,
         audio,
         jnp.asarray(lengths),
-        compiler_options=None,
+        compiler_options={"xla_backend_optimization_level": 3},
         train=False,
         output_hidden_states=True,
     )

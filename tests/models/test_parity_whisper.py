@@ -262,7 +262,12 @@ def test_the_real_encoder_on_real_speech_is_transformers(real):
     window[:, : audio.shape[1]] = audio
     mel = torch.from_numpy(np.array(log_mel(jnp.asarray(window), 80, whole_window=True)).swapaxes(1, 2).copy())
     module = WhisperEncoder(encoder.arch, EncoderOptions(hf_compat=True))
-    ours = jax.jit(lambda p, a, n: module.apply({"params": p}, a, n, train=False))(parameters, audio, lengths)
+    # As it is compiled outside of tests.
+    apply = jax.jit(
+        lambda p, a, n: module.apply({"params": p}, a, n, train=False),
+        compiler_options={"xla_backend_optimization_level": 3},
+    )
+    ours = apply(parameters, audio, lengths)
     state = {key.removeprefix("model.encoder."): value.float() for key, value in
              load_file(checkpoint / "model.safetensors").items()}  # fmt: skip
     model = TorchEncoder(WhisperConfig.from_pretrained(checkpoint)).eval()
