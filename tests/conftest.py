@@ -19,7 +19,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
-        *(["--xla_cpu_use_fusion_emitters=false"] if metadata.version("jaxlib").startswith("0.10.") else []),
+        *(["--xla_cpu_use_fusion_emitters=false"] if metadata.version("jaxlib").startswith("0.10.") else ()),
         os.environ.get("XLA_FLAGS", ""),
     ]
 ).strip()
@@ -37,10 +37,18 @@ import jax
 import jax_mtlser
 
 jax_mtlser.runtime.enable_compilation_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # How long one example takes says nothing on a machine that does other things too.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def as_released() -> dict[str, bool | int]:
+    """Compiler options of programs as they are outside of tests: for what is judged by its program or its last bit."""
+    emitters = {"xla_cpu_use_fusion_emitters": True} if metadata.version("jaxlib").startswith("0.10.") else {}
+    return {"xla_backend_optimization_level": 3, **emitters}
 
 
 @pytest.fixture(scope="session")
