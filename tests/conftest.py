@@ -4,13 +4,25 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-# Eight emulated devices, so that sharding is tested on any machine.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Eight emulated devices, so that sharding is tested on any machine. Compilation is most of the suite's time, and the
+# tests' models are too small to repay optimisations: LLVM's, and the long code that XLA's newer emitter of fusions
+# gives it (a flag that jaxlib 0.11 has no longer, and an unknown one would abort the process). Flags of the user come
+# last and win: with --xla_backend_optimization_level=3 and --xla_cpu_use_fusion_emitters=true, programs are compiled as
+# they are outside of tests.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        *(["--xla_cpu_use_fusion_emitters=false"] if metadata.version("jaxlib").startswith("0.10.") else ()),
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # One cache for the whole session, its worker processes and the commands that tests start: most of the suite's
 # time is compilation, and many tests compile the same programs. User caches stay untouched.
@@ -25,10 +37,18 @@ import jax
 import jax_mtlser
 
 jax_mtlser.runtime.enable_compilation_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # How long one example takes says nothing on a machine that does other things too.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def as_released() -> dict[str, bool | int]:
+    """Compiler options of programs as they are outside of tests: for what is judged by its program or its last bit."""
+    emitters = {"xla_cpu_use_fusion_emitters": True} if metadata.version("jaxlib").startswith("0.10.") else {}
+    return {"xla_backend_optimization_level": 3, **emitters}
 
 
 @pytest.fixture(scope="session")

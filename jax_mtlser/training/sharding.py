@@ -18,6 +18,7 @@ from jax_mtlser.config import ConfigError
 from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.data.batch_plan import Buckets
 from jax_mtlser.data.batches import Batch
+from jax_mtlser.models.multitask import MultitaskModel
 from jax_mtlser.training.population import population_step, stack_members, take_member
 from jax_mtlser.training.step import StepSpec, TrainState, create_state, eval_step, frozen_step, train_step
 
@@ -50,6 +51,12 @@ def make_mesh(data_devices: int = 0, member_devices: int = 1) -> Mesh:
         axis_types=(AxisType.Auto, AxisType.Auto),
         devices=devices[: count * member_devices],
     )
+
+
+def _random_params(model: MultitaskModel, key: Any) -> Any:
+    # Parameters do not depend on the length: one program serves whatever the buckets are.
+    samples, lengths = jnp.zeros((1, SAMPLE_RATE), jnp.float32), jnp.full((1,), SAMPLE_RATE, jnp.int32)
+    return model.init(key, samples, lengths, train=False)["params"]
 
 
 class CompiledSteps:
@@ -94,19 +101,14 @@ class CompiledSteps:
         self._state_shapes: TrainState | None = None
         self._programs: dict[tuple[str, int], Any] = {}
         self.init_state = jax.jit(functools.partial(create_state, spec), out_shardings=self.replicated)
+        init = functools.partial(_random_params, spec.model)
+        self._init_params = jax.jit(init, out_shardings=self.replicated)
         self._stack = jax.jit(stack_members, out_shardings=self.by_member)
         self._take = jax.jit(take_member, out_shardings=self.replicated)
 
     def init_params(self, seed: int) -> Any:
         """Random parameters, made on the devices."""
-        # Parameters do not depend on the length: one program serves whatever the buckets are.
-        samples, lengths = jnp.zeros((1, SAMPLE_RATE), jnp.float32), jnp.full((1,), SAMPLE_RATE, jnp.int32)
-        model = self.spec.model
-        init = jax.jit(
-            lambda key: model.init(key, samples, lengths, train=False)["params"],
-            out_shardings=self.replicated,
-        )
-        return init(jax.random.key(seed))
+        return self._init_params(jax.random.key(seed))
 
     def state_shapes(self) -> TrainState:
         """Shape, type and sharding of every array of one member's state: what is restored."""

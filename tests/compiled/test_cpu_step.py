@@ -1,6 +1,7 @@
 """The compiled training step, as XLA's CPU backend has it: what is donated, static, and computed in which type."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +50,8 @@ class Step:
         knobs = Knobs(weights=jax.ShapeDtypeStruct((4,), jnp.float32), rates=rates)
         self.lowered = steps.lower("train", 0, knobs)
 
-    def compiled(self) -> ProgramReport:
-        return program_report(self.lowered.compile())
+    def compiled(self, options: dict[str, Any]) -> ProgramReport:
+        return program_report(self.lowered.compile(options))
 
     def asked_for(self) -> ProgramReport:
         """The program as it is handed to XLA."""
@@ -63,8 +64,8 @@ def step() -> Step:
 
 
 @pytest.fixture(scope="module")
-def report(step) -> ProgramReport:
-    return step.compiled()
+def report(step, as_released) -> ProgramReport:
+    return step.compiled(as_released)
 
 
 def test_all_shapes_are_static(report):

@@ -116,7 +116,7 @@ def test_what_is_frozen_keeps_the_checkpoint_s_weights(corpus, checkpoint, tmp_p
     )
 
 
-@pytest.mark.parametrize("head_input", [HeadInput.LAST, HeadInput.WEIGHTED_SUM])
+@pytest.mark.parametrize("head_input", [HeadInput.LAST, pytest.param(HeadInput.WEIGHTED_SUM, marks=pytest.mark.slow)])
 def test_a_frozen_encoder_is_heard_once_and_the_run_is_the_same(corpus, checkpoint, tmp_path, monkeypatch, head_input):
     computed = []
     original = experiment.frozen_corpus

@@ -199,7 +199,7 @@ def test_a_population_over_four_devices_is_what_its_members_are_alone(
         f"config.training.data_devices = {data_devices}\n"
         f"failed, shown = t.train(config, Path({str(run.path)!r})); print(shown); sys.exit(failed)"
     )
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)

@@ -106,16 +106,17 @@ def test_kill_9_at_random_steps_resumes_to_the_same_bits(corpus, uninterrupted, 
     assert_same(workdir, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_request_saves_the_step_it_came_in_and_resumes_to_the_same_bits(corpus, uninterrupted, tmp_path, number):
+def test_a_stop_request_saves_the_step_it_came_in_and_resumes_to_the_same_bits(corpus, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
-    process = start(corpus, workdir)
-    wait_for_step(process, workdir, 7)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, output
-    assert f"stopped by {number.name} after step" in output
-    assert "Traceback" not in output
+    for number, step in ((signal.SIGTERM, 7), (signal.SIGINT, 17)):
+        process = start(corpus, workdir)
+        wait_for_step(process, workdir, step)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 128 + number, output
+        assert f"stopped by {number.name} after step" in output
+        assert "Traceback" not in output
+    assert "going on after step" in output
     output = finish(corpus, workdir)
     assert "going on after step" in output
     assert_same(workdir, uninterrupted)

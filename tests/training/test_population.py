@@ -100,6 +100,8 @@ def on_one_device():
     return together(MEMBERS)
 
 
+# In every run, experiments/test_populations.py trains members together and alone, through the runner.
+@pytest.mark.slow
 def test_members_together_equal_each_alone():
     for found, member in zip(on_one_device(), MEMBERS, strict=True):
         assert_equal(found, alone(member), 2e-5)
