@@ -40,9 +40,10 @@ def make_mesh(data_devices: int = 0, member_devices: int = 1) -> Mesh:
     devices = jax.devices()
     count = data_devices or max(len(devices) // member_devices, 1)
     if count * member_devices > len(devices):
+        found = f"{len(devices)} device{'s' if len(devices) > 1 else ''} ({devices[0].platform})"
         raise ConfigError(
             f"training.data_devices is {data_devices} and training.member_devices {member_devices}; this machine has "
-            f"{len(devices)} device{'s' if len(devices) > 1 else ''} ({devices[0].platform}), and each member's share needs its own"
+            f"{found}, and each member's share needs its own"
         )
     # Auto: with the default, Explicit, sharding becomes part of types, and dropout and CTC do not trace.
     return jax.make_mesh(
