@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -319,6 +320,52 @@ def test_memory_does_not_grow_with_a_recording(run, tmp_path):
         assert events.count("Recognition") == answers
         # The file has 58 MB, 115 MB as it is decoded, 19 MB at 16 kHz.
         assert peak < 15e6, peak
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs wait4, which tells a process' peak memory")
+def test_a_thousand_files_are_answered_after_a_kill_and_in_bounded_memory(run, zoo, tmp_path):
+    folder, good, bad = zoo
+    rates = (8_000, 16_000, 44_100, 48_000)
+    crowd = Path(shutil.copytree(folder, tmp_path / "crowd", symlinks=True, ignore=shutil.ignore_patterns("pipe.wav")))
+    bad = {name: reason for name, reason in bad.items() if name != "pipe.wav"}
+    good = good | {"30 min.wav"} | {f"more/{number:04}.wav" for number in range(1_000 - len(good) - len(bad) - 1)}
+    (crowd / "more").mkdir()
+    for number, name in enumerate(sorted(name for name in good if name.startswith("more"))):
+        rate = rates[number % 4]
+        soundfile.write(crowd / name, noise(0.2 + number % 17 / 10, rate, 1 + number % 2), rate)
+    with soundfile.SoundFile(crowd / "30 min.wav", "w", 48_000, 1) as file:
+        for _ in range(30):
+            file.write(noise(60.0, 48_000))
+
+    def command(where: Path, output: Path) -> subprocess.Popen:
+        arguments = ["jax-mtlser", "predict", "--workdir", f"{run}", "--member", "r0_f0", f"{where}", "-o", f"{output}"]
+        code = f"import sys; from jax_mtlser.cli import main; sys.exit(main({arguments!r}))"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+    def peak_kilobytes(process: subprocess.Popen) -> int:
+        _, status, usage = os.wait4(process.pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        return usage.ru_maxrss
+
+    # What the program takes for files of every rate and length, but few and short ones.
+    few = peak_kilobytes(command(crowd / "plain", tmp_path / "few.csv"))
+    output, journal = tmp_path / "o.csv", tmp_path / "o.csv.partial"
+    process = command(crowd, output)
+    while not (journal.exists() and len(journal.read_bytes().splitlines()) > 200):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not output.exists()
+    many = peak_kilobytes(command(crowd, output))
+    rows = {os.path.relpath(row["file"], crowd): row["error"] for row in read(output)}
+    assert len(rows) == 1_000
+    assert {name for name, error in rows.items() if not error} == good
+    assert all(re.search(reason, rows[name]) for name, reason in bad.items())
+    # The recording of 30 minutes alone has 173 MB, and twice that as it is decoded.
+    assert many - few < 150_000, (few, many)
 
 
 @pytest.mark.parametrize("timeline", [False, True])
