@@ -176,6 +176,7 @@ SMALLER = {
     "benchmarks/padding.py": "--buckets 2 --batch-sizes 8 --draws 1",
     "benchmarks/compiled_step.py": "--target cpu --encoder small --batch 1 --seconds 1",
     "benchmarks/encoders.py": "--batch 1 --seconds 0.5 --repeats 1",
+    "benchmarks/step_profile.py": "--encoder small --seconds 1 --batch-size 2 --repeats 1",
 }
 SLOW = (
     "IEMOCAP_full_release",

@@ -141,7 +141,8 @@ def test_bfloat16_products_have_bfloat16_operands_forward_and_backward_on_accele
     assert len(found) == 3
     for equation in found:
         assert [operand.aval.dtype for operand in equation.invars] == [jnp.bfloat16, jnp.bfloat16]
-        assert equation.outvars[0].aval.dtype == jnp.float32, "sums accumulate in float32"
+        # Their units sum up in float32 whatever they write; a float32 result would be written out and rounded later.
+        assert equation.outvars[0].aval.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("spec", SPECS)
