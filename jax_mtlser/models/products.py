@@ -363,22 +363,20 @@ def _apart_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array
 _grouped_conv_apart.defvjp(_apart_forward, _apart_backward)
 
 
-@jax.custom_batching.custom_vmap
 def _kernel_gradient(x: Array, kernel: Array, cotangent: Array) -> Array:
-    return jax.vjp(lambda kernel: _grouped_conv(x, kernel), kernel)[1](cotangent)[0]
-
-
-@_kernel_gradient.def_vmap
-def _kernel_gradients(size: int, batched: list[bool], *arguments: Array) -> tuple[Array, bool]:
-    """One member after the other.
+    """One product for each tap, which stays one for each member under ``vmap``.
 
     XLA's CPU backend multiplies each member's frames with all members' cotangents and masks what does not belong
-    together: 0 * NaN would carry one member's NaN to the others.
+    together: 0 * NaN would carry one member's NaN to the others. And where both members and rows were divided among
+    devices, its gradient of a convolution that looped over the members came out twice as large.
     """
-    each = [
-        a if has_axis else jnp.broadcast_to(a, (size, *a.shape)) for a, has_axis in zip(arguments, batched, strict=True)
-    ]
-    return lax.map(lambda one: _kernel_gradient(*one), each), True
+    width, size, channels = kernel.shape
+    batch, frames, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (width // 2, (width - 1) // 2), (0, 0)))
+    by_group = cotangent.reshape(batch, frames, channels // size, size)
+    taps = [padded[:, tap : tap + frames].reshape(by_group.shape) for tap in range(width)]
+    each = [_accumulate("btgi,btgo->igo", tap, by_group).reshape(size, channels) for tap in taps]
+    return jnp.stack(each).astype(kernel.dtype)
 
 
 def _blocked_grouped_conv(

@@ -58,6 +58,30 @@ def test_a_grouped_convolution_keeps_members_apart(width, plain):
             np.testing.assert_allclose(one[member], other, atol=2e-5)
 
 
+@pytest.mark.parametrize("width", [3, 9])
+def test_members_and_rows_divided_among_devices_give_the_same_gradients(width):
+    keys = jax.random.split(jax.random.key(1), 3)
+    x, cotangent = (jax.random.normal(key, (2, 4, 20, 8)) for key in keys[:2])
+    kernel = jax.random.normal(keys[2], (2, width, 2, 8))
+
+    def gradients(x, kernel, cotangent):
+        conv = functools.partial(products.same_grouped_conv, dtype=jnp.float32)
+        return jax.vmap(lambda x, kernel, cotangent: jax.vjp(conv, x, kernel)[1](cotangent))(x, kernel, cotangent)
+
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((2, 2), ("member", "data"), axis_types=auto, devices=jax.devices()[:4])
+    rows, member = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        for axes in (("member", "data"), ("member",))
+    )
+    with products.formulation(batched=True):
+        expected = jax.jit(gradients)(x, kernel, cotangent)
+        divided = jax.jit(gradients, in_shardings=(rows, member, rows), out_shardings=(rows, member))
+        found = divided(x, kernel, cotangent)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [
