@@ -1,8 +1,8 @@
-"""Seconds to compile the programs of a run: each alone, all of them two at a time, and from the persistent cache.
+"""Seconds to compile the programs of a run: each alone, all of them several at a time, and from the persistent cache.
 
     python benchmarks/compile_time.py --preset cpu --output benchmarks/results
 
-*Alone* compiles one program after the other without a cache. *Cold* is what the first run waits for: every program, two
+*Alone* compiles one program after the other without a cache. *Cold* is what the first run waits for: every program, several
 at a time, into an empty cache. *Cached* is what the next run waits for, with nothing left in memory: tracing, lowering
 and reading, of which only the last is XLA's. On a GPU the cold seconds include XLA's search for the fastest kernels.
 """
@@ -151,7 +151,7 @@ def to_table(result: dict[str, Any]) -> str:
     rows.append(["of which XLA, all threads", "", *(xla[how] for how in ("alone", "cold", "cached"))])
     return "\n".join([
         f"Seconds to compile {result['programs']} programs of the four-task model on {result['encoder']}, batches of "
-        f"{result['batch_size']}, {result['precision']}. Alone: one after the other, no cache. Cold and cached: two at "
+        f"{result['batch_size']}, {result['precision']}. Alone: one after the other, no cache. Cold and cached: several at "
         "a time, so a program's seconds overlap with another's, and *all* is what a run waits. "
         f"{result['read_from_cache']} programs came from the cache, which holds {result['cache_megabytes']} MB.",
         "",
