@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import fcntl
 import json
-import os
 import platform
 import statistics
 import tempfile
@@ -30,8 +29,12 @@ def machine() -> dict[str, Any]:
     """Processor, cores this process may use, accelerator and versions."""
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {"processor": processor(), "cores": cores, "device": jax.devices()[0].device_kind, **runtime.versions()}
+    found = {
+        "processor": processor(),
+        "cores": runtime.available_cores(),
+        "device": jax.devices()[0].device_kind,
+        **runtime.versions(),
+    }
     with contextlib.suppress(metadata.PackageNotFoundError):
         found["torch"] = metadata.version("torch")
     return found

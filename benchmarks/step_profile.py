@@ -29,7 +29,8 @@ from jax_mtlser import runtime
 from jax_mtlser.config import Freeze
 from jax_mtlser.data.batch_plan import PlannedBatch
 from jax_mtlser.data.batches import BatchSource
-from jax_mtlser.models.frozen import FrozenPart
+from jax_mtlser.experiments.kept_frames import KeptFrames
+from jax_mtlser.models.frozen import FrozenPart, frozen_part
 from jax_mtlser.training.frozen_corpus import frozen_corpus
 from jax_mtlser.training.program_report import Instruction, part_of, read_program
 
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="step_profile", help="of the files written")
     parser.add_argument("--without-graphs", action="store_true", help="launch kernels one by one, to tell them apart")
     options = parser.parse_args(arguments)
+    if options.keep_frozen and options.freeze == Freeze.NOTHING.value:
+        parser.error("--keep-frozen needs --freeze feature_encoder or encoder: nothing else stays as it is")
     if options.without_graphs:  # before JAX starts
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WITHOUT_GRAPHS}".strip()
     runtime.tune_allocator()
@@ -76,33 +79,29 @@ class Bench:
 
     def __init__(self, shapes: workload.Shapes, freeze: Freeze, *, kept: bool) -> None:
         arch = dataclasses.replace(shapes.arch, layerdrop=0.0, apply_spec_augment=False)
-        buckets = workload.one_bucket(shapes.buckets, 0)
-        lengths = np.full(4 * shapes.batch_size, buckets.bounds[0])
+        lengths = np.full(4 * shapes.batch_size, shapes.buckets.bounds[0])
+        buckets = dataclasses.replace(
+            workload.one_bucket(shapes.buckets, 0), bucket_of=np.zeros(len(lengths), np.int64)
+        )
         source = BatchSource(workload.synthetic_audio(lengths), workload.targets(lengths), buckets, on_device=True)
         corpus: Any = source.resident_corpus()
-        frozen = {Freeze.ENCODER: FrozenPart.ENCODER}.get(freeze, FrozenPart.FEATURES) if kept else FrozenPart.NOTHING
+        frozen = FrozenPart.NOTHING
         resident: dict[str, int] = {"resident_samples": len(corpus)}
         if kept:
-            counts = np.asarray(arch.num_frames(lengths))
-            offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-            source = dataclasses.replace(source, frame_offsets=offsets)
-            resident = {"resident_frames": int(offsets[-1] + arch.num_frames(buckets.bounds[0]))}
+            frozen = frozen_part(arch, freeze, lora=False, hf_compat=False)
+            frames = KeptFrames.of(frozen, arch, lengths, buckets.bounds[0])
+            source = dataclasses.replace(source, frame_offsets=frames.offsets)
+            resident = {"resident_frames": frames.total}
         self.steps = workload.compiled_steps(arch, buckets, shapes.dtype, freeze=freeze, frozen=frozen, **resident)
         started = time.perf_counter()
         self.steps.compile(workload.knobs(), names=("train", "frozen") if kept else ("train",))
         self.compile_seconds = time.perf_counter() - started
         self.state = workload.initial_state(self.steps)
         if kept:
-            corpus = self._frozen(source, lengths)
+            corpus = frozen_corpus(self.steps, source, self.state.params["encoder"], lambda *_: None)
         self.corpus, self.knobs = self.steps.put(corpus), self.steps.put(workload.knobs())
         rows = np.arange(len(lengths)).reshape(-1, shapes.batch_size)
         self.batches = [self.steps.put_batch(source.get(PlannedBatch(0, own))) for own in rows]
-
-    def _frozen(self, source: BatchSource, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
-        every = dataclasses.replace(
-            source, buckets=dataclasses.replace(source.buckets, bucket_of=np.zeros(len(lengths), np.int64))
-        )
-        return frozen_corpus(self.steps, every, self.state.params["encoder"], lambda *_: None)
 
     def run(self, steps: int) -> None:
         """Consecutive steps, waited for at the end."""

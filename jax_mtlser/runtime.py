@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "available_cores",
     "cache_root",
     "compiler_options",
     "enable_compilation_cache",
@@ -57,6 +58,12 @@ def compiler_options() -> dict[str, Any]:
     if jax.default_backend() != "gpu" or _OWN_PRODUCTS in os.environ.get("XLA_FLAGS", ""):
         return {}
     return {_OWN_PRODUCTS: False}
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    # The affinity mask counts those that a scheduler granted, not the machine's.
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _backend_is_running() -> bool:

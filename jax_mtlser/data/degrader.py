@@ -11,13 +11,14 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32
 
+from jax_mtlser import runtime
 from jax_mtlser.config import AudioConfig
 from jax_mtlser.corpora.manifest import Manifest, Utterance
 from jax_mtlser.data import degradations
 from jax_mtlser.data.audio import AudioError, decode, from_int16, to_int16
 from jax_mtlser.data.conditions import BABBLE_VOICES, Condition, ConditionKind
 from jax_mtlser.data.degradations import DegradationError
-from jax_mtlser.data.packed import PackedAudio, pack, worker_count
+from jax_mtlser.data.packed import PackedAudio, pack
 
 __all__ = ["Degrader", "Sounds"]
 
@@ -217,7 +218,7 @@ class Degrader:
         def write(row: int) -> None:
             samples[offsets[row] : offsets[row + 1]] = to_int16(self.utterance(row, condition))
 
-        with ThreadPoolExecutor(worker_count()) as pool:
+        with ThreadPoolExecutor(runtime.available_cores()) as pool:
             for done, _ in enumerate(pool.map(write, rows), 1):
                 if progress is not None:
                     progress(done, len(rows))

@@ -24,12 +24,13 @@ from typing import IO, Any, TypeVar
 import numpy as np
 from jaxtyping import Int16, Int64
 
+from jax_mtlser import runtime
 from jax_mtlser.config import AudioConfig
 from jax_mtlser.corpora.manifest import Manifest, Utterance
 from jax_mtlser.data.audio import SAMPLE_RATE, AudioError, decode, usable
 from jax_mtlser.run_folder import write_text
 
-__all__ = ["PackedAudio", "Skipped", "pack", "worker_count", "write_skipped"]
+__all__ = ["PackedAudio", "Skipped", "pack", "write_skipped"]
 
 _FORMAT = 1  # raise it when the same bytes would be packed differently
 _SAMPLES, _OFFSETS, _ROWS = "samples.int16", "offsets.npy", "rows.json"
@@ -98,7 +99,7 @@ def pack(
     if not len(manifest):
         raise AudioError(f"{manifest.name} has no utterances")
     root = _cache_root(config)
-    with ThreadPoolExecutor(worker_count()) as pool:
+    with ThreadPoolExecutor(runtime.available_cores()) as pool:
         entry = root / _content_key(manifest, config, pool)
         if (packed := _load(entry, manifest)) is None:
             _write_entry(entry, manifest, config, pool, progress)
@@ -115,12 +116,6 @@ def write_skipped(skipped: Iterable[Skipped], path: Path) -> None:
     writer.writerow(["id", "path", "reason"])
     writer.writerows([item.id, item.path, item.reason] for item in skipped)
     write_text(path, buffer.getvalue())
-
-
-def worker_count() -> int:
-    """Threads that this process may use for audio."""
-    # The affinity mask counts the cores a scheduler granted, not the machine's.
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _cache_root(config: AudioConfig) -> Path:
@@ -167,7 +162,7 @@ def _in_order(pool: ThreadPoolExecutor, function: Callable[[_T], _R], items: Ite
     items = iter(items)
     waiting: collections.deque[Future[_R]] = collections.deque()
     try:
-        for item in itertools.islice(items, 4 * worker_count()):
+        for item in itertools.islice(items, 4 * runtime.available_cores()):
             waiting.append(pool.submit(function, item))
         while waiting:
             result = waiting.popleft().result()

@@ -7,7 +7,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Int64
 
-from jax_mtlser.architecture import Wav2Vec2Architecture
+from jax_mtlser.architecture import EncoderArchitecture, Wav2Vec2Architecture
 from jax_mtlser.config import Config, HeadInput, Residency
 from jax_mtlser.data.batches import fits_on_device
 from jax_mtlser.models.frozen import FrozenPart, frozen_part
@@ -29,6 +29,14 @@ class KeptFrames:
     part: FrozenPart
     offsets: Int64[np.ndarray, " N+1"]
     total: int
+
+    @classmethod
+    def of(
+        cls, part: FrozenPart, arch: EncoderArchitecture, lengths: Int64[np.ndarray, " N"], longest: int
+    ) -> "KeptFrames":
+        """Those of utterances of so many samples; ``longest``: samples of the longest bucket."""
+        offsets = np.concatenate([[0], np.cumsum(arch.num_frames(lengths))])
+        return cls(part, offsets, int(offsets[-1] + arch.num_frames(longest)))
 
 
 def kept_frames(
@@ -59,6 +67,5 @@ def kept_frames(
     else:
         every_layer = config.model.head_input is HeadInput.WEIGHTED_SUM
         values = arch.hidden_size * (arch.num_hidden_layers + 1 if every_layer else 1)
-    offsets = np.concatenate([[0], np.cumsum(arch.num_frames(lengths))])
-    total = int(offsets[-1] + arch.num_frames(longest))
-    return KeptFrames(part, offsets, total) if fits_on_device(total, values * jnp.dtype(dtype).itemsize) else None
+    kept = KeptFrames.of(part, arch, lengths, longest)
+    return kept if fits_on_device(kept.total, values * jnp.dtype(dtype).itemsize) else None

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int16
 
+from jax_mtlser import runtime
 from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.data.batch_plan import FILL, Buckets, plan_in_order
 from jax_mtlser.data.batches import waveform
@@ -185,7 +186,10 @@ class Ensemble:
                 sizes=HeadSizes(**sizes), options=dataclasses.replace(first.model.options, dtype=self.dtype)
             )
             normalize = first.description["normalize_waveform"]
-            function = jax.jit(functools.partial(_judge, model, normalize, len(self.members) > 1))
+            function = jax.jit(
+                functools.partial(_judge, model, normalize, len(self.members) > 1),
+                compiler_options=runtime.compiler_options(),
+            )
             # Heads that are not read are left out: members may differ in them, and still share programs.
             params = [
                 {name: leaf for name, leaf in member.params.items() if name.removesuffix("_head") not in unused}

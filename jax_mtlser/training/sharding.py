@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextvars
 import functools
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -151,7 +150,7 @@ class CompiledSteps:
         wanted = [key for key in every if key not in self._programs]
         self.state_shapes()  # once, before threads ask for it
         # XLA compiles outside the interpreter lock, a program on a few cores; more at once would only cost memory.
-        at_once = max(2, (os.cpu_count() or 1) // _CORES_PER_PROGRAM)
+        at_once = max(2, runtime.available_cores() // _CORES_PER_PROGRAM)
         with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
             # Threads start without the caller's context variables, and products.formulation() is one.
             futures = [pool.submit(contextvars.copy_context().run, build, key) for key in wanted]

@@ -1,14 +1,18 @@
 """A run that takes seconds: tones instead of speech, one small layer, real files and folders."""
 
+import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import soundfile
+from rich.console import Console
 
 from jax_mtlser.architecture import Wav2Vec2Architecture
 from jax_mtlser.config import (
+    AudioConfig,
     BatchingConfig,
     Config,
     CorpusConfig,
@@ -16,6 +20,7 @@ from jax_mtlser.config import (
     EncoderConfig,
     ModelConfig,
     OptimizerConfig,
+    Precision,
     ProtocolConfig,
     TrainingConfig,
     VocabularyConfig,
@@ -23,9 +28,12 @@ from jax_mtlser.config import (
     grid,
 )
 from jax_mtlser.corpora.manifest import Manifest, Utterance, write_manifest
+from jax_mtlser.experiments.runner import train_run
 from jax_mtlser.inference.trained_model import TrainedModel
+from jax_mtlser.training.progress import Display
 
 EMOTIONS = ("angry", "sad")
+SHORT_SECONDS = 1.5
 WORDS = ("A", "BA", "AB A")
 
 
@@ -92,6 +100,16 @@ def tiny_config(corpus: Path, *, epochs: int = 2) -> Config:
             epochs=epochs, data_devices=1, log_every_steps=1, checkpoint_every_steps=2, tensorboard=False
         ),
     )
+
+
+def short_run(corpus: Path, folder: Path, **protocol: Any) -> Path:
+    """A run of one epoch, trained and evaluated in float32 on recordings of at most ``SHORT_SECONDS``."""
+    config = tiny_config(corpus, epochs=1)
+    config.training.precision = Precision.FLOAT32
+    config.audio = AudioConfig(max_seconds=SHORT_SECONDS)
+    config.protocol = dataclasses.replace(config.protocol, **protocol)
+    assert train_run(config, folder, Display(Console(file=io.StringIO()))) == 0
+    return folder
 
 
 def saved_parameters(workdir: Path, member: str = "r0_f0") -> Any:

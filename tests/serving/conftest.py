@@ -1,7 +1,6 @@
 """One tiny run behind HTTP for all tests of serving."""
 
 import contextlib
-import io
 import select
 import socket
 import sys
@@ -11,20 +10,16 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from rich.console import Console
 from starlette.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 from sounds import MAX_MEGABYTES, MAX_SECONDS, wav
-from tiny import tiny_config, write_corpus
+from tiny import short_run, write_corpus
 
-from jax_mtlser.config import AudioConfig, Precision
-from jax_mtlser.experiments.runner import train_run
 from jax_mtlser.inference.recognizer import Recognizer
 from jax_mtlser.serving.app import build_app
 from jax_mtlser.serving.examples import Example
-from jax_mtlser.training.progress import Display
 
 
 @pytest.fixture(scope="session")
@@ -34,14 +29,8 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(corpus, tmp_path_factory) -> Path:
-    """One member, trained on recordings of at most 1.5 s."""
-    config = tiny_config(corpus, epochs=1)
-    config.training.precision = Precision.FLOAT32
-    config.audio = AudioConfig(max_seconds=1.5)
-    config.protocol.only_folds = (0,)
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    assert train_run(config, folder, Display(Console(file=io.StringIO()))) == 0
-    return folder
+    """One member."""
+    return short_run(corpus, tmp_path_factory.mktemp("runs") / "run", only_folds=(0,))
 
 
 @pytest.fixture(scope="session")
