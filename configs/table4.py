@@ -14,25 +14,12 @@ with --config.protocol.kind=grouped --config.protocol.folds=0 --config.protocol.
 conclude that a task helps.
 """
 
-import itertools
-
-from jax_mtlser.config import Config, Variant
-from jax_mtlser.paper import WEIGHTS, emotion_alone
-
-TASKS = {"GR": "alpha", "SR": "beta", "ASR": "gamma"}
+from jax_mtlser.config import Config
+from jax_mtlser.paper import WEIGHTS, emotion_alone, task_subsets
 
 
 def get_config() -> Config:
     """The configuration."""
     config = emotion_alone("table4", repeats=5)
-    config.variants = tuple(
-        Variant(
-            name="+".join(("SER", *subset)),
-            overrides={
-                f"weights.{field}": getattr(WEIGHTS, field) if task in subset else 0.0 for task, field in TASKS.items()
-            },
-        )
-        for size in range(len(TASKS) + 1)
-        for subset in itertools.combinations(TASKS, size)
-    )
+    config.variants = task_subsets(WEIGHTS)
     return config

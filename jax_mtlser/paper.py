@@ -6,6 +6,7 @@ each training part is held out to choose the epoch, and the test fold is scored 
 """
 
 import dataclasses
+import itertools
 
 from jax_mtlser.config import (
     BatchingConfig,
@@ -19,14 +20,17 @@ from jax_mtlser.config import (
     ProtocolKind,
     TaskWeights,
     TrainingConfig,
+    Variant,
     VocabularyConfig,
     VocabularySource,
 )
 
-__all__ = ["WEIGHTS", "by_session", "emotion_alone", "table_1"]
+__all__ = ["WEIGHTS", "by_session", "emotion_alone", "table_1", "task_subsets"]
 
 # The best of the paper's Table 3.
 WEIGHTS = TaskWeights(alpha=0.4, beta=0.6, gamma=0.1)
+# Gender, speaker and speech recognition: what Table 4 calls the auxiliary tasks, and the weight of each.
+_AUXILIARY = {"GR": "alpha", "SR": "beta", "ASR": "gamma"}
 
 
 def table_1(name: str, *, folds: int, repeats: int, checkpoint: str = "facebook/wav2vec2-base") -> Config:
@@ -75,3 +79,22 @@ def by_session(name: str, *, checkpoint: str) -> Config:
     config = table_1(name, folds=5, repeats=1, checkpoint=checkpoint)
     config.protocol = ProtocolConfig(kind=ProtocolKind.GROUPED, folds=0, group_column="session")
     return config
+
+
+def task_subsets(weights: TaskWeights) -> tuple[Variant, ...]:
+    """Emotion with every subset of the auxiliary tasks, as Table 4 has them.
+
+    Args:
+        weights: of the tasks that take part; the others get 0.
+    """
+    return tuple(
+        Variant(
+            name="+".join(("SER", *subset)),
+            overrides={
+                f"weights.{field}": getattr(weights, field) if task in subset else 0.0
+                for task, field in _AUXILIARY.items()
+            },
+        )
+        for size in range(len(_AUXILIARY) + 1)
+        for subset in itertools.combinations(_AUXILIARY, size)
+    )

@@ -183,7 +183,9 @@ class TrainingConfig:
             CPU, members are as fast one after the other.
         member_devices: devices that share a population's members.
         log_every_steps: steps between two lines of ``metrics.jsonl``.
-        checkpoint_every_steps: steps between two checkpoints within an epoch; each epoch ends with one.
+        checkpoint_every_steps: steps between two checkpoints within an epoch.
+        checkpoint_every_epochs: epochs between the checkpoints that end one. With ``Selection.LAST`` only: other
+            selections choose among what every epoch has saved.
         tensorboard: write event files too.
     """
 
@@ -197,4 +199,5 @@ class TrainingConfig:
     member_devices: int = 1
     log_every_steps: int = 10
     checkpoint_every_steps: int = 500
+    checkpoint_every_epochs: int = 1
     tensorboard: bool = True

@@ -118,6 +118,13 @@ def _problems(config: Config) -> list[str]:
     positive(
         training__log_every_steps=training.log_every_steps,
         training__checkpoint_every_steps=training.checkpoint_every_steps,
+        training__checkpoint_every_epochs=training.checkpoint_every_epochs,
+    )
+    require(
+        training.checkpoint_every_epochs == 1 or training.selection is Selection.LAST,
+        f"training.checkpoint_every_epochs is {training.checkpoint_every_epochs}, but training.selection is "
+        f"{training.selection.value}, which chooses among what every epoch has saved; use 1, or "
+        "--config.training.selection=last",
     )
     require(training.data_devices >= 0, f"training.data_devices is {training.data_devices}; use 0 for all devices")
     parts = max(training.data_devices, 1) * max(batching.accumulation_steps, 1)

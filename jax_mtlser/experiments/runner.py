@@ -42,6 +42,7 @@ _FREE_SETTINGS = (
     "protocol.only_repeats",
     "training.log_every_steps",
     "training.checkpoint_every_steps",
+    "training.checkpoint_every_epochs",
     "training.tensorboard",
     "training.population",
     "training.member_devices",

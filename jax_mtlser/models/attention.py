@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
 from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily
-from jax_mtlser.models import products
+from jax_mtlser.models.dot_product_attention import dot_product_attention
 from jax_mtlser.models.dropout import dropout
 from jax_mtlser.models.layer_norm import LayerNorm
 from jax_mtlser.models.layers import Affine, AffineParameters, Dense, Lora, activation, affine_maps
@@ -74,14 +74,19 @@ class SelfAttention(nn.Module):
         query, key, value = (
             y.reshape(*x.shape[:2], heads, head_size) for y in affine_maps(x, maps, self.dtype, self.lora)
         )
-        scores = products.einsum("bqhe,bkhe->bhqk", query * head_size**-0.5, key, self.dtype).astype(jnp.float32)
+        bias = None
         if relative_position is not None:
-            scores = scores + self._gate(x)[..., None] * relative_position[None]
-        # A finite value: a row of padding only (all keys masked) must stay finite too.
-        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
-        shares = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        shares = dropout(shares, arch.attention_dropout, dropout_key)
-        context = products.einsum("bhqk,bkhe->bqhe", shares, value, self.dtype)
+            bias = self._gate(x)[..., None] * relative_position[None]
+        context = dot_product_attention(
+            query * head_size**-0.5,
+            key,
+            value,
+            mask,
+            self.dtype,
+            bias=bias,
+            dropout_rate=arch.attention_dropout,
+            dropout_key=dropout_key,
+        )
         context = context.reshape(*x.shape[:2], arch.hidden_size)
         return Dense(arch.hidden_size, dtype=self.dtype, kernel_init=init, lora=self.lora, name="output")(context)
 

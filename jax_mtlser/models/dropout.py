@@ -13,21 +13,38 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
-__all__ = ["dropout"]
+__all__ = ["dropout", "dropout_factor", "dropout_words", "recomputed"]
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
     """Zero a share of the entries at random and scale the others up; nothing without a key."""
-    if key is None or rate == 0:
-        return x
-    return _dropped(x, jax.random.key_data(key), rate)
+    words = dropout_words(rate, key)
+    return x if words is None else _dropped(x, words, rate)
+
+
+def dropout_words(rate: float, key: Key[Array, ""] | None) -> UInt32[Array, " K"] | None:
+    """What the hash is keyed by; None when nothing is dropped."""
+    return None if key is None or rate == 0 else jax.random.key_data(key)
+
+
+def dropout_factor(words: UInt32[Array, " K"], rate: float, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """What the entries of an array of this shape are multiplied with: 0, or 1 over the share that is kept; float32."""
+    # One factor: a select and a division would be two passes over the gradient.
+    return jnp.where(_kept(words, 1 - rate, shape), jnp.float32(1 / (1 - rate)), 0.0)
+
+
+def recomputed(words: UInt32[Array, " K"]) -> UInt32[Array, " K"]:
+    """The same words, for a backward pass: XLA then computes the numbers again.
+
+    A zero that it does not know for one hides that these are the forward pass' numbers: it would keep them since then,
+    in float32, which costs more memory traffic than the activations do.
+    """
+    return words ^ jax.lax.optimization_barrier(jnp.uint32(0))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dropped(x: Array, words: Array, rate: float) -> Array:
-    # One factor: a select and a division would be two passes over the gradient.
-    factor = jnp.where(_kept(words, 1 - rate, x.shape), jnp.float32(1 / (1 - rate)), 0.0)
-    return (x.astype(jnp.float32) * factor).astype(x.dtype)
+    return (x.astype(jnp.float32) * dropout_factor(words, rate, x.shape)).astype(x.dtype)
 
 
 def _dropped_forward(x: Array, words: Array, rate: float) -> tuple[Array, Array]:
@@ -35,10 +52,7 @@ def _dropped_forward(x: Array, words: Array, rate: float) -> tuple[Array, Array]
 
 
 def _dropped_backward(rate: float, words: Array, cotangent: Array) -> tuple[Array, None]:
-    # A zero that XLA does not know for one hides that these are the forward pass' numbers: it would keep them since then,
-    # in float32, which costs more memory traffic than the activations do.
-    hidden_zero = jax.lax.optimization_barrier(jnp.uint32(0))
-    return _dropped(cotangent, words ^ hidden_zero, rate), None
+    return _dropped(cotangent, recomputed(words), rate), None
 
 
 _dropped.defvjp(_dropped_forward, _dropped_backward)

@@ -222,7 +222,7 @@ class Trainee:
         self._checkpoints.wait()
 
     def finish_epoch(self, state: TrainState, seconds: float) -> None:
-        """Validate, note the best, save.
+        """Validate, note the best, save where the configuration asks for it.
 
         Args:
             state: after the epoch's last step.
@@ -249,7 +249,8 @@ class Trainee:
             shown = " ".join(f"{name} {value:.3f}" for name, value in summary.items() if value is not None)
             line += f" | {part} {shown}"
         self.display.line(f"{line} | {self._rate:.0f} s audio/s")
-        self.save(state)
+        if epoch % self.config.checkpoint_every_epochs == 0:
+            self.save(state)
 
     def selected(self, state: TrainState) -> Trained:
         """The parameters to test, after the last step."""

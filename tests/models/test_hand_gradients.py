@@ -7,6 +7,7 @@ import pytest
 
 from jax_mtlser.architecture import FeatureNorm, Wav2Vec2Architecture
 from jax_mtlser.models import products
+from jax_mtlser.models.dot_product_attention import dot_product_attention
 from jax_mtlser.models.feature_encoder import FeatureEncoder, TimeGroupNorm
 from jax_mtlser.models.layer_norm import LayerNorm
 from jax_mtlser.models.layers import Affine, activation, affine_maps
@@ -115,3 +116,50 @@ def test_the_whole_feature_encoder(norm, platform):
         fast = gradients()
     for expected, found in zip(plain, fast, strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-4 * float(jnp.abs(expected).max()))
+
+
+def _attention_arguments(dtype, frames=7, size=4):
+    parts = [_normal(3, frames, 2, size, seed=seed).astype(dtype) for seed in range(3)]
+    # The last row is nothing but padding: it stays finite, and its scores get no gradient.
+    mask = jnp.arange(frames)[None] < jnp.array([frames, frames // 2, 0])[:, None]
+    return parts, _normal(3, 2, frames, frames, seed=3), mask
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_attention(with_bias, rate):
+    parts, bias, mask = _attention_arguments(jnp.float32)
+
+    def attended(query, key, value, bias):
+        return dot_product_attention(
+            query, key, value, mask, jnp.float32, bias=bias, dropout_rate=rate, dropout_key=jax.random.key(5)
+        )
+
+    plain, fast = _both(attended, *parts, bias if with_bias else None)
+    _assert_close(plain, fast, 2e-6)
+    value, d_query, d_key, *_ = fast
+    for untouched in (d_query[2], d_key[2], d_key[1, 3:]):
+        assert not untouched.any()
+    if not with_bias and rate == 0:
+        reference = jax.nn.dot_product_attention(*parts, mask=mask[:, None, None, :], scale=1.0)
+        np.testing.assert_allclose(value[:2], reference[:2], atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_attention_in_bfloat16(rate):
+    parts, _, mask = _attention_arguments(jnp.bfloat16, frames=48, size=16)
+
+    def attended(dtype):
+        def function(query, key, value):
+            drop = jax.random.key(5)
+            return dot_product_attention(query / 4, key, value, mask, dtype, dropout_rate=rate, dropout_key=drop)
+
+        return function
+
+    exact, _ = _both(attended(jnp.float32), *(part.astype(jnp.float32) for part in parts))
+    plain, fast = _both(attended(jnp.bfloat16), *parts)
+    for reference, by_jax, by_hand in zip(exact, plain, fast, strict=True):
+        size = np.sqrt(np.mean(reference**2))
+        error, jax_error = (np.sqrt(np.mean((found - reference) ** 2)) / size for found in (by_hand, by_jax))
+        assert error < 2**-7
+        assert error < 2 * jax_error
