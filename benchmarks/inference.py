@@ -47,7 +47,7 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset((1.0, 2.5, 5.0, 10.0), 9, 64),
-    "gpu": Preset((1.0, 4.5, 10.0), 100, 0),
+    "gpu": Preset((1.0, 4.5, 10.0), 100, 1_383),
     "smoke": Preset((0.5, 1.0), 2, 16),
 }
 

@@ -18,9 +18,13 @@ evenly spread over each side's batches in the order of their padded lengths. Eac
 at its end, as in a training. Compilation and the first call of each shape are not counted and stated apart. On a CPU,
 where a batch of 8 long utterances would need more memory than most machines have, every side works batches of more than
 ``part_seconds`` of padded audio through in equal parts (gradient accumulation). Needs the extra ``test``.
+
+PyTorch compiles one shape after the other, about a minute each. ``--compile-only 1/5`` compiles a fifth of all programs,
+and ends: five such processes at once leave torch's and JAX's caches on disk, from which the measurement then starts.
 """
 
 import dataclasses
+import functools
 import itertools
 import statistics
 import time
@@ -91,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lengths", type=Path, help="NPZ with samples per utterance; default: a log-normal law")
     parser.add_argument("--encoder", choices=("base", "small"), default="base")
     parser.add_argument("--utterances", type=int, help="of the lengths, spread evenly; default: all")
+    parser.add_argument(
+        "--compile-only", metavar="I/N", help="compile a part of L2's shapes into torch's cache, and end"
+    )
     options = parser.parse_args(arguments)
     runtime.tune_allocator()
     torch.manual_seed(0)
@@ -98,6 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     lengths = workload.thinned(workload.lengths(options.lengths), options.utterances)
     corpus = Corpus.create(lengths, options.encoder)
+    if options.compile_only:
+        part, parts = map(int, options.compile_only.split("/"))
+        compile_part(corpus, preset, part - 1, parts)
+        return
     fixed = step_without_padding(corpus, preset)
     print(
         common.table(("side", "step (ms)"), [(k, v["step"]["median_ms"]) for k, v in fixed["sides"].items()]),
@@ -338,11 +349,7 @@ def _weights() -> tuple[float, float, float]:
 
 def step_without_padding(corpus: Corpus, preset: Preset) -> dict[str, Any]:
     """Forward pass (evaluation) and whole training step, all rows of the same length."""
-    samples = round(preset.seconds * SAMPLE_RATE)
-    lengths = np.full(preset.batch, samples)
-    targets = workload.targets(lengths)
-    buckets = workload.buckets_for(lengths, targets, corpus.arch, num_buckets=1, batch_size=preset.batch)
-    flat = dataclasses.replace(corpus, audio=workload.synthetic_audio(lengths), targets=targets, buckets=buckets)
+    flat = without_padding(corpus, preset)
     planned, rows = PlannedBatch(0, np.arange(preset.batch)), np.arange(preset.batch)
     training: dict[str, Callable[[], object]] = {}
     forward: dict[str, Callable[[], object]] = {}
@@ -403,6 +410,33 @@ class Side:
     size: Callable[[Any], int]
     run: Callable[[list[Any]], None]
     warmups: int = 0
+
+
+def without_padding(corpus: Corpus, preset: Preset) -> Corpus:
+    """One batch of utterances of the same length."""
+    lengths = np.full(preset.batch, round(preset.seconds * SAMPLE_RATE))
+    targets = workload.targets(lengths)
+    buckets = workload.buckets_for(lengths, targets, corpus.arch, num_buckets=1, batch_size=preset.batch)
+    return dataclasses.replace(corpus, audio=workload.synthetic_audio(lengths), targets=targets, buckets=buckets)
+
+
+def compile_part(corpus: Corpus, preset: Preset, part: int, parts: int) -> None:
+    """Compile every so many of the programs that are measured, from the ``part``-th."""
+    theirs = Theirs(corpus, autocast=True, compiled=True)
+
+    def bucket_of_theirs(bucket: int) -> None:
+        rows = np.resize(np.flatnonzero(corpus.buckets.bucket_of == bucket), corpus.buckets.batch_sizes[bucket])
+        theirs.run([theirs.tensors(corpus, rows, corpus.buckets.bounds[bucket], lists=False)])
+
+    flat = without_padding(corpus, preset)
+    programs: list[Callable[[], object]] = [
+        lambda: Ours(corpus, corpus.fast, ("train",), preset),
+        lambda: Ours(flat, corpus.fast, ("train", "eval")),
+        lambda: theirs.run([theirs.tensors(flat, np.arange(preset.batch), None, lists=False)]),
+        *(functools.partial(bucket_of_theirs, bucket) for bucket in range(len(corpus.buckets))),
+    ]
+    for build in programs[part::parts]:
+        build()
 
 
 def epoch_throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, float]]:

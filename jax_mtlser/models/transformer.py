@@ -13,12 +13,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
 from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily
+from jax_mtlser.models import products
 from jax_mtlser.models.attention import DropoutKeys, EncoderLayer
 from jax_mtlser.models.dropout import dropout
 from jax_mtlser.models.layer_norm import LayerNorm
 from jax_mtlser.models.layers import Lora, frame_mask
 
 __all__ = ["EncoderOptions", "EncoderOutput", "Transformer"]
+
+# Frames by which GPU libraries multiply attention's matrices; XLA copies each that has another number of them.
+_FRAME_MULTIPLE = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,8 +103,11 @@ class Transformer(nn.Module):
                 x = layer(x, mask, relative_position)
                 hidden_states.append(x)
         else:
+            frames = x.shape[1]
+            x, mask, relative_position = _aligned(x, mask, relative_position)
             x, outputs = self._run_layers(x, mask, relative_position, train, output_hidden_states)
-            hidden_states += outputs
+            x = x[:, :frames]
+            hidden_states += [output[:, :frames] for output in outputs]
         if arch.pre_norm:
             x = norm(x)
         return x, tuple(hidden_states) if output_hidden_states else None
@@ -137,6 +144,19 @@ class Transformer(nn.Module):
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
         x, kept = jax.lax.scan(scanned, x, (stacked, keys, skipped))
         return x, [] if kept is None else list(kept)
+
+
+def _aligned(
+    x: Float[Array, "B T D"], mask: Bool[Array, "B T"], relative_position: Float[Array, "H T T"] | None
+) -> tuple[Array, Array, Array | None]:
+    """On accelerators, a few frames of padding more, so that their number divides well."""
+    missing = 0 if products.on_cpu() or products.is_plain() else -x.shape[1] % _FRAME_MULTIPLE
+    if not missing:
+        return x, mask, relative_position
+    behind = (0, missing)
+    if relative_position is not None:
+        relative_position = jnp.pad(relative_position, ((0, 0), behind, behind))
+    return jnp.pad(x, ((0, 0), behind, (0, 0))), jnp.pad(mask, ((0, 0), behind)), relative_position
 
 
 def _skipped_layers(key: Key[Array, ""], arch: EncoderArchitecture) -> Bool[Array, " layers"]:
