@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +28,7 @@ from jax_mtlser.evaluation.paired_runs import ComparisonError, load_systems
 from jax_mtlser.evaluation.protocol_text import protocol_sentence, protocol_title, protocol_warnings
 from jax_mtlser.evaluation.published import published_values
 from jax_mtlser.evaluation.results import gather_results
-from jax_mtlser.evaluation.score_table import SHORT_NAMES, ScoreRow, best_of, numeric_axes, rows_of, write_tables
+from jax_mtlser.evaluation.score_table import SHORT_NAMES, ScoreRow, best_of, numeric_axes, rows_of, scored, write_tables
 from jax_mtlser.run_folder import RunFolder, read_json, read_json_lines, write_text
 
 __all__ = ["print_experiment", "write_experiment_report"]
@@ -35,6 +36,7 @@ __all__ = ["print_experiment", "write_experiment_report"]
 _SYMBOLS = {"weights.alpha": "α (gender)", "weights.beta": "β (speaker)", "weights.gamma": "γ (ASR)"}
 # More lines than this cannot be told apart.
 _MOST_CURVES = 8
+_WIDEST = 1_000  # columns of a printed table
 
 
 def print_experiment(results: Mapping[str, Any], console: Console) -> None:
@@ -42,13 +44,14 @@ def print_experiment(results: Mapping[str, Any], console: Console) -> None:
     rows = rows_of(results, {})
     protocol = results["protocol"]
     table = Table(box=box.SIMPLE, title=Text(protocol_title(protocol)), title_justify="left")
-    table.add_column("", overflow="fold", min_width=13)
-    for key in SUMMARY_KEYS:
+    table.add_column("", no_wrap=True)
+    keys = scored(rows)
+    for key in keys:
         table.add_column(SHORT_NAMES[key], justify="right", no_wrap=True)
-    table.add_column("folds", justify="right")
+    table.add_column("folds", justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(Text(row.name), *(row.shown(key) for key in SUMMARY_KEYS), str(row.members))
-    console.print(table)
+        table.add_row(Text(row.name), *(row.shown(key) for key in keys), str(row.members))
+    _print_whole(table, console)
     console.print(f"Per cent; {_meaning(rows)}. WER: lower is better.")
     if best := best_of(rows):
         console.print(Text(best, style="yellow"))
@@ -58,6 +61,16 @@ def print_experiment(results: Mapping[str, Any], console: Console) -> None:
         console.print(Text(f"{title}: {warning}", style="yellow"))
     if leakage := _leakage(results):
         print_leakage(leakage, _models(results), console)
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table as wide as it is: fitted into a narrow console, it would lose the names of its rows."""
+    width = console.width
+    console.width = max(width, Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum)
+    try:
+        console.print(table, crop=False)
+    finally:
+        console.width = width
 
 
 def write_experiment_report(run: RunFolder) -> Path:

@@ -14,7 +14,7 @@ from jax_mtlser.evaluation.published import Published
 from jax_mtlser.evaluation.statistics import expected_maximum
 from jax_mtlser.run_folder import write_text
 
-__all__ = ["SHORT_NAMES", "ScoreRow", "best_of", "numeric_axes", "rows_of", "write_tables"]
+__all__ = ["SHORT_NAMES", "ScoreRow", "best_of", "numeric_axes", "rows_of", "scored", "write_tables"]
 
 SHORT_NAMES = {"wa": "WA", "ua": "UA", "macro_f1": "Macro F1", "gender_accuracy": "Gender", "speaker_accuracy": "Speaker",
           "wer": "WER"}  # fmt: skip
@@ -117,10 +117,15 @@ def best_of(rows: Sequence[ScoreRow]) -> str | None:
     )
 
 
+def scored(rows: Sequence[ScoreRow]) -> list[str]:
+    """The scores that some setting has."""
+    return [key for key in SUMMARY_KEYS if any(row.mean[key] is not None for row in rows)]
+
+
 def write_tables(folder: Path, rows: Sequence[ScoreRow]) -> None:
     """Write ``scores.csv`` (fractions), ``scores.md`` and ``scores.tex`` (per cent)."""
     write_text(folder / "scores.csv", _csv(rows))
-    keys = [key for key in SUMMARY_KEYS if any(row.mean[key] is not None for row in rows)]
+    keys = scored(rows)
     with_paper = any(row.published for row in rows)
     head = ["", *(SHORT_NAMES[key] for key in keys), *(["Published WA / UA"] if with_paper else [])]
     body = [[row.name, *map(row.shown, keys), *([row.shown_published] if with_paper else [])] for row in rows]

@@ -191,6 +191,19 @@ def test_the_warning_says_how_far_the_best_stands_out(tmp_path):
     assert "Best of 4" in shown
 
 
+def test_a_narrow_console_takes_no_name_from_the_table(tmp_path):
+    names = ("SER+GR+SR+ASR", "SER+GR+SR")
+    run = make_run(
+        tmp_path, config_of("mine", tuple(Variant(name=name, overrides={}) for name in names)), lambda *_: 10
+    )
+    console = Console(width=20, file=None, force_terminal=False)
+    with console.capture() as captured:
+        print_experiment(gather_results(run), console)
+    rows = [line.split() for line in captured.get().splitlines() if line.strip().startswith(names)]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [(name, "20.00", "1") for name in names]
+    assert console.width == 20
+
+
 def test_only_full_grids_of_numbers_have_axes(tmp_path):
     def axes(variants):
         run = make_run(tmp_path / str(len(list(tmp_path.iterdir()))), config_of("x", variants), lambda *_: None)
