@@ -14,28 +14,17 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny import saved_parameters, tiny_config, write_corpus
+from tiny import get_config, saved_parameters, write_corpus
 
 from jax_mtlser.commands.train import train_command
-from jax_mtlser.config import Config, ConfigError, Precision, grid
+from jax_mtlser.config import ConfigError
 from jax_mtlser.experiments.runner import train_run
 from jax_mtlser.run_folder import RunFolder, read_json, read_json_lines
 from jax_mtlser.training.processes import joined
 from jax_mtlser.training.progress import Display
 
 ROOT = Path(__file__).parents[2]
-# A rate that no float32 parameter survives, and one that trains.
 LOST, KEPT = "learning_rate1e+38_r0_f0", "learning_rate0.001_r0_f0"
-
-
-def get_config(corpus: str) -> Config:
-    """One fold under two learning rates, on two devices. For command lines: ``--config THIS_FILE:CORPUS``."""
-    config = tiny_config(Path(corpus), epochs=6)
-    config.training.data_devices = 2
-    config.training.precision = Precision.FLOAT32
-    config.protocol.only_folds = (0,)
-    config.variants = grid({"optimizer.learning_rate": (1e38, 1e-3)})
-    return config
 
 
 def free_port() -> int:
@@ -49,14 +38,15 @@ def start(corpus: Path, workdir: Path, *flags: str) -> list[subprocess.Popen]:
     address = f"localhost:{free_port()}"
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
+        "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1",
     }
     return [
         subprocess.Popen(
             [
-                sys.executable, "train.py", "--config", f"{__file__}:{corpus}", "--workdir", str(workdir), "--distributed",
-                f"--coordinator={address}", "--processes=2", f"--process={process}", *flags,
+                sys.executable, "train.py", "--config", "tests/experiments/tiny.py:hosts", "--workdir", str(workdir),
+                f"--config.corpus.path={corpus}", "--distributed", f"--coordinator={address}", "--processes=2",
+                f"--process={process}", *flags,
             ],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
@@ -87,8 +77,11 @@ def wait_for_step(both: list[subprocess.Popen], run: RunFolder, step: int) -> No
 
 
 def test_two_processes_fail_stop_and_resume_together_and_train_what_one_does(tmp_path):
-    corpus, alone, run = write_corpus(tmp_path), RunFolder(tmp_path / "alone"), RunFolder(tmp_path / "run")
-    assert train_run(get_config(str(corpus)), alone.path, Display(Console(file=io.StringIO()))) == 1
+    alone, run = RunFolder(tmp_path / "alone"), RunFolder(tmp_path / "run")
+    corpus = write_corpus(tmp_path, gender=None, speaker=None, text=None)  # one head: less to compile
+    config = get_config("hosts")
+    config.corpus.path = str(corpus)
+    assert train_run(config, alone.path, Display(Console(file=io.StringIO()))) == 1
     # Stopped by a signal to the process that leads nothing.
     both = start(corpus, run.path)
     wait_for_step(both, run, 5)
