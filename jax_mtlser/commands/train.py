@@ -32,10 +32,13 @@ are finished are left as they are, so the same command goes on with a run that w
                           such as 'r0_*', several with commas between
   --stale_after SECONDS   take a member over from another machine's process after so long without a sign of life
                           (default 600; the same for all processes)
-  --distributed           divide each batch among the devices of several processes: start the same command once on each
-                          host, with a --workdir that all see, under SLURM, Open MPI or Kubernetes. Elsewhere say
-                          --coordinator HOST:PORT (where process 0 listens), --processes N and --process I (from 0).
-                          --join_timeout SECONDS is how long they wait for each other (default 300)
+  --distributed           divide each batch among the devices of several processes, which start the same command with a
+                          --workdir that all see: one for each GPU under SLURM or Open MPI, one on each host under
+                          Kubernetes. Elsewhere, on each host, with the three that follow
+  --coordinator HOST:PORT where process 0 listens
+  --processes N           how many there are
+  --process I             which one this is, from 0
+  --join_timeout SECONDS  how long they wait for each other at the start (default 300)
   --config.smoke=true     all of the experiment in small: synthetic speech, tiny random encoder, one epoch"""
 
 

@@ -56,6 +56,8 @@ _SHOWN = 60.0
 
 _T = TypeVar("_T")
 _turns = itertools.count()
+# What a process says instead of what is expected from it.
+_ENDING = ("failed", "left")
 
 
 class ProcessesError(RuntimeError):
@@ -146,7 +148,7 @@ def _leave(error: BaseException | None) -> None:
     """
     try:
         if error is not None:
-            _say(next(_turns), "left", _described(error))
+            _say(next(_turns), "left", f"has ended: {_described(error)}")
         jax.distributed.shutdown()
     except jax.errors.JaxRuntimeError as unended:
         # The others have not come to an end: they hang in a sum that this process has no part in, or it in theirs, and
@@ -333,7 +335,9 @@ def _exchange(kind: str, value: Any, *, within: float | None = None) -> list[Any
         # Whoever says something now has heard everything of the turn before.
         _store().key_value_delete(_key(turn - 1, jax.process_index()))
     elsewhere = [
-        f"process {process} ({m['host']}): {m['value']}" for process, m in enumerate(said) if m["kind"] != kind
+        f"process {process} ({message['host']}): {message['value'] if message['kind'] in _ENDING else 'goes on'}"
+        for process, message in enumerate(said)
+        if message["kind"] != kind
     ]
     if elsewhere:
         raise ProcessesError("\n".join(["the processes cannot go on together", *elsewhere]))

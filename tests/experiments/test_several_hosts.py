@@ -17,10 +17,8 @@ from rich.console import Console
 from tiny import get_config, saved_parameters, write_corpus
 
 from jax_mtlser.commands.train import train_command
-from jax_mtlser.config import ConfigError
 from jax_mtlser.experiments.runner import train_run
 from jax_mtlser.run_folder import RunFolder, read_json, read_json_lines
-from jax_mtlser.training.processes import joined
 from jax_mtlser.training.progress import Display
 
 ROOT = Path(__file__).parents[2]
@@ -107,31 +105,6 @@ def test_two_processes_fail_stop_and_resume_together_and_train_what_one_does(tmp
     for name in ("metrics", "counts", "selected_epoch", "labels", "parameters"):
         assert results[0][name] == results[1][name]
     assert read_json(run.results)["variants"][1]["pooled"] == read_json(alone.results)["variants"][1]["pooled"]
-
-
-def test_a_process_that_nobody_joins_says_so_and_ends():
-    code = (
-        "from jax_mtlser.training.processes import joined\n"
-        f"with joined('localhost:{free_port()}', 2, 0, timeout=1.0): pass"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: the 2 processes have not come together within 1 s; start all of them")
-    assert len(ended.stderr.splitlines()) == 1
-
-
-def test_a_coordinator_that_cannot_be_reached_or_used_is_named():
-    port = free_port()
-    with pytest.raises(ConfigError, match=f"localhost:{port} cannot be reached.*process 0 must run there"):
-        joined(f"localhost:{port}", 2, 1, timeout=0.1).__enter__()
-    with socket.socket() as taken:
-        taken.bind(("", port))
-        taken.listen()
-        with pytest.raises(ConfigError, match=f"process 0 cannot listen on port {port}"):
-            joined(f"localhost:{port}", 2, 0).__enter__()
-    for coordinator in ("localhost", "localhost:", ":7000", "localhost:70000"):
-        with pytest.raises(ConfigError, match="it is HOST:PORT of process 0"):
-            joined(coordinator, 2, 1).__enter__()
 
 
 @pytest.mark.parametrize(
