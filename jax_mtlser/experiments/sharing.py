@@ -131,7 +131,8 @@ def train_together(
         processes.from_first([])
         return processes.from_first(failures)
     by_name = {member.name: member for member in members}
-    while names := processes.from_first([""]):
+    own: list[str] = []  # is not asked for
+    while names := processes.from_first(own):
         try:
             agreed([Taken(by_name[name], run.member(name), None, lambda member, error: None) for name in names])
         except (Interrupted, processes.ProcessesError):

@@ -115,9 +115,9 @@ class _Training:
                 with self._own(trainee):
                     trainee.took(planned, reported, index)
                     self._look(state, index, trainee, clock)
-            # At an epoch's end the devices have been waited for anyway, and after the last one nobody asks again.
-            number = self.vote(stop.signal or 0, wait=self.trainees[0].ends_epoch)
-            if number:
+            # Here the devices have been waited for anyway, and there may be no further step that learns of this vote.
+            wait = self.trainees[0].ends_epoch or not self._active()
+            if number := self.vote(stop.signal or 0, wait=wait):
                 self._stop(state, signal.Signals(number), clock)
         return state
 
