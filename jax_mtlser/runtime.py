@@ -30,6 +30,10 @@ _SAFE_FLAG = "--xla_cpu_experimental_ynn_fusion_type=individual_dot"
 # and there products are not where a step loses time.
 _OWN_PRODUCTS = "xla_gpu_enable_triton_gemm"
 
+# Several processes would divide the tuning of a program's kernels, and one that finds the program in its cache would
+# not do its share: the others would wait for it.
+_SHARED_TUNING = "xla_gpu_shard_autotuning"
+
 
 def prepare_xla() -> None:
     """Set the XLA flags that correct results depend on; called when the package is imported.
@@ -55,9 +59,10 @@ def compiler_options() -> dict[str, Any]:
     """What XLA is told for this backend when a program is compiled; ``XLA_FLAGS`` that say otherwise win."""
     import jax  # not at module level: prepare_xla() must come first
 
-    if jax.default_backend() != "gpu" or _OWN_PRODUCTS in os.environ.get("XLA_FLAGS", ""):
+    if jax.default_backend() != "gpu":
         return {}
-    return {_OWN_PRODUCTS: False}
+    options = {_OWN_PRODUCTS: False, **({_SHARED_TUNING: False} if jax.process_count() > 1 else {})}
+    return {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
 
 
 def available_cores() -> int:

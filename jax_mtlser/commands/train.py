@@ -1,5 +1,6 @@
 """``jax-mtlser train``, also ``train.py``: a configuration file with overrides, trained and reported."""
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -31,6 +32,13 @@ are finished are left as they are, so the same command goes on with a run that w
                           such as 'r0_*', several with commas between
   --stale_after SECONDS   take a member over from another machine's process after so long without a sign of life
                           (default 600; the same for all processes)
+  --distributed           divide each batch among the devices of several processes, which start the same command with a
+                          --workdir that all see: one for each GPU under SLURM or Open MPI, one on each host under
+                          Kubernetes. Elsewhere, on each host, with the three that follow
+  --coordinator HOST:PORT where process 0 listens
+  --processes N           how many there are
+  --process I             which one this is, from 0
+  --join_timeout SECONDS  how long they wait for each other at the start (default 300)
   --config.smoke=true     all of the experiment in small: synthetic speech, tiny random encoder, one epoch"""
 
 
@@ -44,17 +52,22 @@ def train_command(argv: Sequence[str]) -> int:
         config, workdir = parse_train_flags(argv)
         validate(config)
         set_up_process()
+        from rich.console import Console
+
         from jax_mtlser.experiments.runner import STALE_AFTER, train_run
+        from jax_mtlser.training import processes
         from jax_mtlser.training.progress import Display
 
+        joining = _joining(argv)
         part, stale_after = _value_of("members", argv), _value_of("stale_after", argv)
-        failed = train_run(
-            config,
-            workdir,
-            Display(),
-            members="1/1" if part is None else part,
-            stale_after=STALE_AFTER if stale_after is None else float(stale_after),
-        )
+        with contextlib.nullcontext() if joining is None else processes.joined(**joining):
+            failed = train_run(
+                config,
+                workdir,
+                Display(Console(highlight=False, quiet=not processes.is_first())),
+                members="1/1" if part is None else part,
+                stale_after=STALE_AFTER if stale_after is None else float(stale_after),
+            )
         return min(failed, 1)
 
     return answer_errors(run)
@@ -71,6 +84,7 @@ def parse_train_flags(argv: Sequence[str]) -> tuple[Config, Path]:
     flags.DEFINE_string("workdir", None, "run folder", flag_values=values)
     flags.DEFINE_string("members", None, "part of the members", flag_values=values)
     flags.DEFINE_float("stale_after", None, "seconds", lower_bound=0.0, flag_values=values)
+    _define_joining(values)
     try:
         rest = values(list(argv))
     except KeyError as error:
@@ -102,6 +116,27 @@ def parse_train_flags(argv: Sequence[str]) -> tuple[Config, Path]:
             *groups, field = path.split(".")
             setattr(functools.reduce(getattr, groups, config), field, value)
     return config, Path(values.workdir or Path("runs") / config.name)
+
+
+def _define_joining(values: flags.FlagValues) -> None:
+    flags.DEFINE_boolean("distributed", False, "with other processes", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+    flags.DEFINE_integer("processes", None, "how many", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("process", None, "which one", lower_bound=0, flag_values=values)
+    flags.DEFINE_float("join_timeout", None, "seconds", lower_bound=1.0, flag_values=values)
+
+
+def _joining(argv: Sequence[str]) -> dict[str, Any] | None:
+    """How this process joins others: arguments of ``processes.joined``; None when it trains by itself."""
+    values = flags.FlagValues()
+    _define_joining(values)
+    values(list(argv), known_only=True)
+    named = {name: values[name].value for name in ("coordinator", "processes", "process")}
+    if not values.distributed and any(value is not None for value in named.values()):
+        raise UsageError("--coordinator, --processes and --process are for --distributed, which is missing")
+    if not values.distributed:
+        return None
+    return named if values.join_timeout is None else {**named, "timeout": values.join_timeout}
 
 
 def _require_not_varied(config: Config, overrides: Mapping[str, Any]) -> None:

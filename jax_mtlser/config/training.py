@@ -177,7 +177,7 @@ class TrainingConfig:
         plain: compute everything by textbook formulas and automatic differentiation, CTC by ``optax.ctc_loss``,
             instead of the fast formulations: slower, for telling whether one of them is at fault.
         selection: which epoch is tested.
-        data_devices: devices that share each batch; 0: all that there are for it.
+        data_devices: devices, of all processes, that share each batch; 0: all that there are for it.
         population: members that one program trains together, where an experiment has that many of equal shapes;
             0: as many as fit into the device's memory. It pays on accelerators that one member does not fill; on a
             CPU, members are as fast one after the other.

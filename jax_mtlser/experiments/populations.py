@@ -5,6 +5,7 @@ optimizer, weighting method. Folds, seeds, task weights, learning rates and pre-
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -15,6 +16,7 @@ from jax_mtlser.experiments.members import Member
 from jax_mtlser.experiments.sharing import Taken
 from jax_mtlser.experiments.trained_member import infeasible_transcripts, store_member
 from jax_mtlser.run_folder import RunFolder
+from jax_mtlser.training import processes
 from jax_mtlser.training.checkpoint import TrainingCheckpoints
 from jax_mtlser.training.loop import train
 from jax_mtlser.training.memory import device_memory, fitting_population
@@ -64,7 +66,9 @@ class Populations:
         trainees: list[Trainee] = []
         for taken in group:
             try:
-                trainees.append(self._trainee(taken))
+                trainees.append(processes.on_all(functools.partial(self._trainee, taken)))
+            except processes.ProcessesError:
+                raise
             except Exception as error:
                 taken.drop(error)
         if not trainees:

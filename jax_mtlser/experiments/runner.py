@@ -1,14 +1,19 @@
 """Trains the members of an experiment, skips finished ones, and gathers what they found.
 
 Any number of processes, on one machine or on several that see the same folder, may run the same command: each takes
-members that no other has taken (experiments/claims.py), and the last to finish gathers.
+members that no other has taken (experiments/claims.py), and the last to finish gathers. Processes that train each
+member together (training/processes.py) count as one: the first of them does all that is not computed on the devices.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
+from jax_mtlser import runtime
 from jax_mtlser.config import Config, ConfigError, from_dict, to_dict, validate
 from jax_mtlser.corpora.manifest import write_manifest
 from jax_mtlser.data.duplicates import first_copies
@@ -20,13 +25,14 @@ from jax_mtlser.evaluation.protocols import Fold, draw_folds, fold_notes, folds_
 from jax_mtlser.evaluation.report import SMOKE, print_results, write_report
 from jax_mtlser.evaluation.results import gather_results
 from jax_mtlser.experiments.claims import Claims
-from jax_mtlser.experiments.experiment import Experiment, experiments_by_variant
+from jax_mtlser.experiments.experiment import Experiment, compute_dtype, experiments_by_variant
 from jax_mtlser.experiments.finished_run import FinishedRun, LoadedMember, RunError
 from jax_mtlser.experiments.members import Member, choose, members_of, settings_of
 from jax_mtlser.experiments.populations import Populations
-from jax_mtlser.experiments.sharing import train_all
+from jax_mtlser.experiments.sharing import train_together
 from jax_mtlser.experiments.trained_member import calibration_record, predict_parts, summary_of_test
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json, write_json
+from jax_mtlser.training import processes
 from jax_mtlser.training.progress import Display
 
 __all__ = ["STALE_AFTER", "RunError", "differences_to_stored", "evaluate_run", "train_run"]
@@ -68,6 +74,8 @@ def train_run(
 
     Raises:
         ConfigError, ManifestError, CheckpointError, ProtocolError, RunError: before anything is trained.
+        FailedElsewhere: one of these in another of the processes that train together.
+        ProcessesError: these processes are no longer together; the same call by all of them goes on.
         Interrupted: on SIGTERM or SIGINT; the same call goes on.
     """
     validate(config)
@@ -79,27 +87,39 @@ def train_run(
     _require_same_settings(run, config)
     display.line(f"run folder: {workdir}")
     settings = settings_of(config)
-    base = Experiment.load(next(iter(settings.values())), display)
+    _require_alone_for_populations(settings)
+    base = processes.on_all(lambda: Experiment.load(next(iter(settings.values())), display))
     drawn = draw_folds(base.manifest, config.protocol, base.transcripts)
     everyone = members_of(config.protocol, config.training.seed, drawn, [v.name for v in config.variants])
     chosen = choose(everyone, members)
-    experiments = experiments_by_variant(base, settings, chosen)
+    experiments = processes.on_all(lambda: experiments_by_variant(base, settings, chosen))
+    if not processes.alone():
+        processes.require_same(_common(config, base, drawn, chosen, experiments))
 
     claims = Claims(run.claims, stale_after=stale_after)
-    with claims.wait_for(_SET_UP):
-        _set_up(run, config, base, drawn)
+
+    def set_up() -> None:
+        with claims.wait_for(_SET_UP):
+            _set_up(run, config, base, drawn)
+
+    processes.on_first(set_up)
+    processes.require_shared(run.path)
     if len(chosen) < len(everyone):
         display.line(f"{len(chosen)} of {len(everyone)} members: {members}")
 
     populations = Populations(experiments, run, len(chosen))
-    failures = train_all(run, chosen, populations.train, claims=claims, display=display, joins=populations.joins)
-    # Who gathers now may have looked before our last member was finished: we gather after it.
-    if held := {name: holder for name, holder in claims.held().items() if name != _GATHER}:
-        others = ", ".join(f"{name} ({holder})" for name, holder in held.items())
-        display.line(f"others are still at work and gather the results when they end: {others}")
-    else:
-        with claims.wait_for(_GATHER):
-            _gather(run, config, everyone, display)
+    failures = train_together(run, chosen, populations.train, claims=claims, display=display, joins=populations.joins)
+
+    def gather() -> None:
+        # Who gathers now may have looked before our last member was finished: we gather after it.
+        if held := {name: holder for name, holder in claims.held().items() if name != _GATHER}:
+            others = ", ".join(f"{name} ({holder})" for name, holder in held.items())
+            display.line(f"others are still at work and gather the results when they end: {others}")
+        else:
+            with claims.wait_for(_GATHER):
+                _gather(run, config, everyone, display)
+
+    processes.on_first(gather)
     for name, message in failures.items():
         display.line(f"{name} failed: {message}")
     return len(failures)
@@ -133,6 +153,40 @@ def evaluate_run(workdir: Path, display: Display) -> list[str]:
             if stored.get(name) != now
         ]
     return differences
+
+
+def _require_alone_for_populations(settings: Mapping[str, Config]) -> None:
+    """Refuse what several processes do not train."""
+    if processes.alone():
+        return
+    for config in settings.values():
+        for name in ("population", "member_devices"):
+            if (value := getattr(config.training, name)) != 1:
+                raise ConfigError(
+                    f"training.{name} is {value}; processes that train together divide the batches of one member: use "
+                    f"--config.training.{name}=1, or start processes without --distributed, which divide the members"
+                )
+
+
+def _common(
+    config: Config,
+    base: Experiment,
+    drawn: Sequence[Sequence[Fold]],
+    chosen: Sequence[Member],
+    experiments: Mapping[str, Experiment],
+) -> dict[str, Any]:
+    """What has to be the same in processes that train together: it decides which programs run, and on what."""
+    common = {name: value for name, value in _flat(_by_name(config)).items() if name != "audio.cache_dir"}
+    common |= {name: value for name, value in runtime.versions().items() if name != "platform"}
+    common["utterances"] = len(base.manifest)
+    common["hash of the lengths"] = hashlib.sha256(base.audio.offsets.tobytes()).hexdigest()
+    common["hash of the folds"] = folds_record(base.manifest, drawn)["hash"]
+    common["members"] = [member.name for member in chosen]
+    for name, experiment in experiments.items():
+        dtype = jnp.dtype(compute_dtype(experiment.config.training.precision)).name
+        found = {"computing in": dtype, "corpus on the devices": experiment.on_device, "frames": bool(experiment.kept)}
+        common |= {f"{name} {what}".strip(): value for what, value in found.items()}
+    return common
 
 
 def _pooled(results: Mapping[str, Any]) -> dict[str, Any]:

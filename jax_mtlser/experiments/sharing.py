@@ -3,6 +3,9 @@
 Every process goes through the same list and takes what nobody has taken, one member or as many as can be trained
 together. One that has nothing left to take waits for what others still train, and takes it over if they vanish:
 nothing is lost as long as one process lives.
+
+Processes that train a member together (training/processes.py) are one such process: the first of them takes members,
+the others train what it has taken.
 """
 
 import contextlib
@@ -15,18 +18,19 @@ from collections.abc import Callable, Sequence
 from jax_mtlser.experiments.claims import Claim, ClaimLost, Claims
 from jax_mtlser.experiments.members import Member
 from jax_mtlser.run_folder import MemberFolder, RunFolder, read_json, write_json
+from jax_mtlser.training import processes
 from jax_mtlser.training.checkpoint import TrainingCheckpoints
 from jax_mtlser.training.interruption import Interrupted
 from jax_mtlser.training.progress import Display
 
-__all__ = ["Taken", "train_all"]
+__all__ = ["Taken", "train_all", "train_together"]
 
 TrainGroup = Callable[[Sequence["Taken"]], None]
 Joins = Callable[[Sequence[Member], Member], bool]
 
 
 class Taken:
-    """A member that this process has claimed.
+    """A member that this process, or the first of those that train together, has claimed.
 
     Attributes:
         member, folder: of it.
@@ -34,7 +38,7 @@ class Taken:
     """
 
     def __init__(
-        self, member: Member, folder: MemberFolder, claim: Claim, give_up: Callable[[Member, Exception], None]
+        self, member: Member, folder: MemberFolder, claim: Claim | None, give_up: Callable[[Member, Exception], None]
     ) -> None:
         self.member, self.folder, self._claim, self._give_up = member, folder, claim, give_up
         self.ended = False
@@ -45,7 +49,8 @@ class Taken:
         Raises:
             ClaimLost: another process has the member now.
         """
-        self._claim.require()
+        if self._claim:
+            self._claim.require()
 
     def drop(self, error: Exception) -> None:
         """Report what has ended this member's training, and give it back. Others of its group go on."""
@@ -55,7 +60,8 @@ class Taken:
 
     def release(self) -> None:
         """Give the member back."""
-        self._claim.release()
+        if self._claim:
+            self._claim.release()
 
 
 def train_all(
@@ -89,6 +95,51 @@ def train_all(
         Interrupted: on SIGTERM or SIGINT; all claims are given back.
     """
     return _Shift(run, train, claims, display, joins).work_off(members)
+
+
+def train_together(
+    run: RunFolder,
+    members: Sequence[Member],
+    train: TrainGroup,
+    *,
+    claims: Claims,
+    display: Display,
+    joins: Joins = lambda group, member: False,
+) -> dict[str, str]:
+    """:func:`train_all`, by all the processes that train each member together; with one process, the same.
+
+    Raises:
+        Interrupted: on SIGTERM or SIGINT to any of them.
+        ProcessesError: they are no longer together.
+    """
+
+    def agreed(group: Sequence[Taken]) -> None:
+        try:
+            train(group)
+        except (Interrupted, processes.ProcessesError):
+            raise
+        except Exception as error:
+            processes.confirm(error)
+            raise
+
+    def told(group: Sequence[Taken]) -> None:
+        processes.from_first([taken.member.name for taken in group])
+        agreed(group)
+
+    if processes.is_first():
+        failures = train_all(run, members, told, claims=claims, display=display, joins=joins)
+        processes.from_first([])
+        return processes.from_first(failures)
+    by_name = {member.name: member for member in members}
+    own: list[str] = []  # is not asked for
+    while names := processes.from_first(own):
+        try:
+            agreed([Taken(by_name[name], run.member(name), None, lambda member, error: None) for name in names])
+        except (Interrupted, processes.ProcessesError):
+            raise
+        except Exception:
+            pass  # the first process reports it
+    return processes.from_first({})
 
 
 class _Shift:
@@ -180,7 +231,7 @@ class _Shift:
             taken.folder.failure.unlink(missing_ok=True)
         try:
             self.train(group)
-        except Interrupted:
+        except (Interrupted, processes.ProcessesError):
             raise
         except Exception as error:
             for taken in group:

@@ -15,6 +15,7 @@ from jax_mtlser.evaluation.predictions import Prediction, write_predictions
 from jax_mtlser.experiments.experiment import Experiment
 from jax_mtlser.experiments.members import Member
 from jax_mtlser.run_folder import write_json
+from jax_mtlser.training import processes
 from jax_mtlser.training.checkpoint import TrainingCheckpoints, save_model
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.trainee import Trained, Trainee
@@ -27,7 +28,7 @@ _MODEL_FORMAT = 1
 def store_member(
     experiment: Experiment, member: Member, trainee: Trainee, trained: Trained, compile_seconds: float
 ) -> None:
-    """Test a member and write what it leaves; the result comes last.
+    """Test a member and write what it leaves; the result comes last. Of several processes, all test, the first writes.
 
     Args:
         experiment: of its variant.
@@ -38,30 +39,27 @@ def store_member(
     """
     config, judge, folder = experiment.config, trainee.judge, trainee.folder
     maps, vocabulary = judge.maps, judge.vocabulary
-    trainee.still_ours()
-    save_model(
-        folder.model,
-        trained.params,
-        {
-            "format": _MODEL_FORMAT,
-            "architecture": to_dict(experiment.encoder.arch),
-            "heads": dataclasses.asdict(judge.steps.spec.model.sizes),
-            "labels": maps.to_dict(),
-            "vocabulary": vocabulary.to_dict() if vocabulary else None,
-            "language": config.model.vocabulary.language,
-            "untrained": sorted(judge.untrained),
-            "audio": {name: value for name, value in to_dict(config.audio).items() if name != "cache_dir"},
-            "normalize_waveform": experiment.encoder.normalize_waveform,
-            "hf_compat": config.model.encoder.hf_compat,
-            "head_input": config.model.head_input.value,
-            "lora": {"rank": config.model.encoder.lora_rank, "alpha": config.model.encoder.lora_alpha},
-            "encoder": config.model.encoder.checkpoint,
-            "corpus": experiment.manifest.name,
-            "versions": runtime.versions(),
-        },
-    )
+    description = {
+        "format": _MODEL_FORMAT,
+        "architecture": to_dict(experiment.encoder.arch),
+        "heads": dataclasses.asdict(judge.steps.spec.model.sizes),
+        "labels": maps.to_dict(),
+        "vocabulary": vocabulary.to_dict() if vocabulary else None,
+        "language": config.model.vocabulary.language,
+        "untrained": sorted(judge.untrained),
+        "audio": {name: value for name, value in to_dict(config.audio).items() if name != "cache_dir"},
+        "normalize_waveform": experiment.encoder.normalize_waveform,
+        "hf_compat": config.model.encoder.hf_compat,
+        "head_input": config.model.head_input.value,
+        "lora": {"rank": config.model.encoder.lora_rank, "alpha": config.model.encoder.lora_alpha},
+        "encoder": config.model.encoder.checkpoint,
+        "corpus": experiment.manifest.name,
+        "versions": runtime.versions(),
+    }
+
+    processes.on_first(trainee.still_ours)
+    save_model(folder.model, trained.params, description)
     predictions = predict_parts(judge, member, trained.params, trainee.corpus)
-    write_predictions(folder.predictions, predictions, maps.to_dict())
     result = {
         "name": member.name,
         "variant": member.variant or None,
@@ -85,9 +83,14 @@ def store_member(
         "calibration": calibration_record(predictions, maps),
         "versions": runtime.versions(),
     }
-    trainee.still_ours()
-    write_json(folder.result, result)
-    TrainingCheckpoints.remove(folder.checkpoints)
+
+    def write_result() -> None:
+        trainee.still_ours()
+        write_predictions(folder.predictions, predictions, maps.to_dict())
+        write_json(folder.result, result)
+        TrainingCheckpoints.remove(folder.checkpoints)
+
+    processes.on_first(write_result)
 
 
 def predict_parts(judge: Judge, member: Member, params: Any, corpus: Any) -> list[Prediction]:

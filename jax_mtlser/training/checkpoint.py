@@ -3,7 +3,8 @@
 A checkpoint has three items: ``params`` (so that nobody needs the optimizer to evaluate), ``optimizer`` (its state,
 the step and what the weighting method remembers) and ``progress`` (JSON). Parameters are kept as the step holds
 them, in stacks. Orbax writes in the background and renames a finished checkpoint into place, so one that was cut
-short is never seen.
+short is never seen. Of several processes that train together, all save and restore, in a folder that they share: each
+writes a part, and Orbax makes them wait for each other.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from jax_mtlser.training import processes
 from jax_mtlser.training.step import TrainState
 
 __all__ = ["Restored", "TrainingCheckpoints", "load_model", "load_model_description", "save_model"]
@@ -79,7 +81,7 @@ class TrainingCheckpoints:
             like: a state with the shapes, types and shardings to restore; its random key is kept, because keys
                 follow from the seed.
         """
-        step = self._manager.latest_step()
+        step = processes.from_first(self._manager.latest_step())  # another host may see the folder as it was
         if step is None:
             return None
         items = self._manager.restore(
@@ -128,12 +130,16 @@ class TrainingCheckpoints:
 def save_model(folder: Path, params: Any, description: dict[str, Any]) -> None:
     """Write a finished model: its parameters and a JSON description. What was in the folder is replaced."""
     temporary = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
+    processes.on_first(lambda: shutil.rmtree(temporary, ignore_errors=True))
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         items = ocp.args.Composite(params=ocp.args.StandardSave(params), description=ocp.args.JsonSave(description))
         checkpointer.save(temporary.resolve(), args=items)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+
+    def replace() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+
+    processes.on_first(replace)
 
 
 def load_model_description(folder: Path) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 Members that are trained together go through the same epoch in the same program. One that has no batch for a step,
 or has taken it before an interruption, keeps its state; so does one whose training has ended in an error.
+
+With several processes (processes.py), all of them are in here, and come to each line below in the same order.
 """
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jax_mtlser.data.batch_plan import PlannedBatch, plan_together
 from jax_mtlser.data.batches import Batch, prefetch
+from jax_mtlser.training import processes
 from jax_mtlser.training.interruption import Interrupted, StopRequest
 from jax_mtlser.training.metric_log import Reported
 from jax_mtlser.training.sharding import CompiledSteps
@@ -39,7 +43,8 @@ def train(
             checkpoint is kept, and the others go on as they would have with it.
 
     Raises:
-        Interrupted: on SIGTERM or SIGINT, after all states were saved.
+        Interrupted: on SIGTERM or SIGINT to any of the processes, after all states were saved.
+        ProcessesError: what ended a member's work in this process did not do so in the others, or they ended.
     """
     if len(trainees) > steps.members:
         raise ValueError(f"{len(trainees)} members do not fit into a step of {steps.members}")
@@ -58,6 +63,7 @@ class _Training:
     ) -> None:
         self.trainees, self.steps, self.dropped = list(trainees), steps, dropped
         self.gone: set[str] = set()
+        self.vote = processes.StopVote(steps.mesh)
 
     def run(self, finished: Callable[[Trainee, Trained], None]) -> None:
         state = self._begin()
@@ -93,7 +99,7 @@ class _Training:
         clock, steps = _Clock(), self.steps
         for turn, batch in prefetch(self._batch, self._left_of(epoch)):
             for trainee, planned in zip(self.trainees, turn, strict=True):
-                if not planned.empty and trainee.name not in self.gone:
+                if processes.alone() and not planned.empty and trainee.name not in self.gone:
                     with self._own(trainee):
                         trainee.still_ours()
             taking = [
@@ -109,8 +115,10 @@ class _Training:
                 with self._own(trainee):
                     trainee.took(planned, reported, index)
                     self._look(state, index, trainee, clock)
-            if stop.signal:
-                self._stop(state, stop, clock)
+            # Here the devices have been waited for anyway, and there may be no further step that learns of this vote.
+            wait = self.trainees[0].ends_epoch or not self._active()
+            if number := self.vote(stop.signal or 0, wait=wait):
+                self._stop(state, signal.Signals(number), clock)
         return state
 
     def _look(self, state: TrainState, index: int, trainee: Trainee, clock: "_Clock") -> None:
@@ -128,7 +136,7 @@ class _Training:
         if (shown := trainee.log_steps(self._share(clock))) is not None:
             self.show(self._steps_taken(), shown)
 
-    def _stop(self, state: TrainState, stop: StopRequest, clock: "_Clock") -> None:
+    def _stop(self, state: TrainState, number: signal.Signals, clock: "_Clock") -> None:
         """Save every member where it stands, and end."""
         for index, trainee in enumerate(self.trainees):
             if trainee.name not in self.gone and not trainee.saved:
@@ -138,8 +146,7 @@ class _Training:
         for trainee in self._active():
             with self._own(trainee):
                 trainee.wait()
-        assert stop.signal is not None
-        raise Interrupted(stop.signal, max(trainee.progress.step for trainee in self.trainees))
+        raise Interrupted(number, max(trainee.progress.step for trainee in self.trainees))
 
     def _left_of(self, epoch: int) -> list[Turn]:
         """The turns of an epoch in which some member has a batch that it has not taken yet."""
@@ -184,9 +191,10 @@ class _Training:
         """What is raised in here ends the training of this member only."""
         try:
             yield
-        except Interrupted:
+        except (Interrupted, processes.ProcessesError):
             raise
         except Exception as error:
+            processes.confirm(error)
             self.gone.add(trainee.name)
             try:
                 trainee.close()

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from jax_mtlser.run_folder import MemberFolder, append_json_line, read_json_lines, write_text
 from jax_mtlser.training.losses import TASKS, LossSums
@@ -73,8 +72,10 @@ class MetricLog:
         for line in kept:
             append_json_line(folder.metrics, line)
         self._path = folder.metrics
-        self._writer = None
+        self._writer: Any = None
         if tensorboard:
+            from tensorboardX import SummaryWriter  # not at module level: it imports PyTorch where that is installed
+
             purge = after_step + 1 if after_step else None
             self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=purge)
 

@@ -18,6 +18,7 @@ from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.data.batch_plan import Buckets
 from jax_mtlser.data.batches import Batch
 from jax_mtlser.models.multitask import MultitaskModel
+from jax_mtlser.training import processes
 from jax_mtlser.training.population import population_step, stack_members, take_member
 from jax_mtlser.training.step import StepSpec, TrainState, create_state, eval_step, frozen_step, train_step
 
@@ -27,22 +28,29 @@ _CORES_PER_PROGRAM = 3
 
 
 def make_mesh(data_devices: int = 0, member_devices: int = 1) -> Mesh:
-    """The mesh of ``(member, data)``.
+    """The mesh of ``(member, data)`` over the devices of all processes.
 
     Args:
         data_devices: devices that share a member's batches; 0: all that there are for it.
         member_devices: devices that share the members of a population.
 
     Raises:
-        ConfigError: fewer devices than asked for.
+        ConfigError: fewer devices than asked for, or none for one of several processes.
     """
     devices = jax.devices()
     count = data_devices or max(len(devices) // member_devices, 1)
     if count * member_devices > len(devices):
         found = f"{len(devices)} device{'s' if len(devices) > 1 else ''} ({devices[0].platform})"
+        where = "this machine has" if processes.alone() else f"the {jax.process_count()} processes have together"
         raise ConfigError(
-            f"training.data_devices is {data_devices} and training.member_devices {member_devices}; this machine has "
+            f"training.data_devices is {data_devices} and training.member_devices {member_devices}; {where} "
             f"{found}, and each member's share needs its own"
+        )
+    used = {device.process_index for device in devices[: count * member_devices]}
+    if len(used) < jax.process_count():
+        raise ConfigError(
+            f"training.data_devices is {data_devices}: the devices of {len(used)} of {jax.process_count()} processes "
+            "would be used; start fewer processes, or use more devices (0: all)"
         )
     # Auto: with the default, Explicit, sharding becomes part of types, and dropout and CTC do not trace.
     return jax.make_mesh(
@@ -57,6 +65,20 @@ def _random_params(model: MultitaskModel, key: Any) -> Any:
     # Parameters do not depend on the length: one program serves whatever the buckets are.
     samples, lengths = jnp.zeros((1, SAMPLE_RATE), jnp.float32), jnp.full((1,), SAMPLE_RATE, jnp.int32)
     return model.init(key, samples, lengths, train=False)["params"]
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """Move a tree, which every process has whole, to the devices; with several processes, each fills its own."""
+    if processes.alone():
+        return jax.device_put(tree, sharding)
+
+    def put(leaf: Any) -> Any:
+        whole = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)  # a random key is no NumPy array
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    # device_put would first compare all processes' values, in a sum over the devices: batches are moved by a thread,
+    # and sums have to come in the same order everywhere.
+    return jax.tree.map(put, tree)
 
 
 class CompiledSteps:
@@ -168,7 +190,9 @@ class CompiledSteps:
             knobs: of one member; their values do not matter; used for ``train`` only.
         """
         if name == "frozen":
-            jitted = jax.jit(functools.partial(frozen_step, self.spec), out_shardings=self.by_row)
+            # What is kept in memory: that of another process would be out of reach.
+            kept = self.by_row if processes.alone() else self.replicated
+            jitted = jax.jit(functools.partial(frozen_step, self.spec), out_shardings=kept)
             return jitted.lower(self.params_shapes()["encoder"], *self._sample_shapes(bucket))
         state, batch = self.state_shapes(), self._batch_shapes(bucket)
         bound, knobs, corpus = self.buckets.bounds[bucket], self._replicated_shapes(knobs), self._corpus_shapes()
@@ -215,7 +239,7 @@ class CompiledSteps:
 
     def put_batch(self, batch: Any) -> Any:
         """Move a batch to the devices, rows divided among them."""
-        return jax.device_put(batch, self.by_row)
+        return _put(batch, self.by_row)
 
     def together(self, trees: Sequence[Any]) -> Any:
         """States, or knobs, of all members as the step takes them; that of a single member stays as it is."""
@@ -229,11 +253,11 @@ class CompiledSteps:
         """Move the batches of all members to the devices."""
         if self.members == 1:
             return self.put_batch(batches[0])
-        return jax.device_put(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), self.by_member_and_row)
+        return _put(jax.tree.map(lambda *arrays: np.stack(arrays), *batches), self.by_member_and_row)
 
     def put(self, tree: Any) -> Any:
         """Move a tree to every device."""
-        return jax.device_put(tree, self.replicated)
+        return _put(tree, self.replicated)
 
     def _replicated_shapes(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)

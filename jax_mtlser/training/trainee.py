@@ -15,6 +15,7 @@ from jax_mtlser.data.batch_plan import FILL, PlannedBatch, plan_epoch
 from jax_mtlser.evaluation.metrics import score
 from jax_mtlser.evaluation.predictions import Part
 from jax_mtlser.run_folder import MemberFolder
+from jax_mtlser.training import processes
 from jax_mtlser.training.checkpoint import TrainingCheckpoints
 from jax_mtlser.training.metric_log import MetricLog, Reported, means, train_line
 from jax_mtlser.training.prediction import Judge
@@ -84,7 +85,8 @@ class Trainee:
         corpus: resident corpus on the devices, or one unused sample.
         folder: where metrics and checkpoints go.
         display: where progress goes.
-        still_ours: called before each step and each checkpoint; what it raises ends this member's training.
+        still_ours: called by the first process, before each step (where it is the only one) and before anything is
+            written; what it raises ends this member's training.
         progress: where it stands, after :meth:`begin`.
     """
 
@@ -147,8 +149,11 @@ class Trainee:
         else:
             state = self.initial_state()
         self._saved_step = self.progress.step
-        self._log = MetricLog(self.folder, after_step=self.progress.step, tensorboard=self.config.tensorboard)
+        processes.on_first(self._open_log)
         return state
+
+    def _open_log(self) -> None:
+        self._log = MetricLog(self.folder, after_step=self.progress.step, tensorboard=self.config.tensorboard)
 
     def close(self) -> None:
         """Wait until everything is on disk, then let go of the folder."""
@@ -207,7 +212,7 @@ class Trainee:
         """Start saving the state after the step that was taken last, whose metrics were looked at."""
         assert not self._pending
         assert self._checkpoints is not None
-        self.still_ours()
+        processes.on_first(self.still_ours)
         self._checkpoints.save(state, self.progress.saved())
         self._saved_step = self.progress.step
 
@@ -243,7 +248,7 @@ class Trainee:
             head = {"kind": part, "epoch": epoch, "step": progress.step}
             self._write({**head, **{f"loss_{task}": value for task, value in losses.items()}, **summary})
             # A corpus without emotion labels still has an epoch to choose: by the sum of its losses.
-            value = summary["ua"] if summary["ua"] is not None else -sum(losses.values())
+            value = processes.from_first(summary["ua"] if summary["ua"] is not None else -sum(losses.values()))
             if part == deciding and value > progress.best:
                 progress.best, progress.best_step, progress.best_epoch = value, progress.step, epoch
             shown = " ".join(f"{name} {value:.3f}" for name, value in summary.items() if value is not None)
@@ -269,8 +274,12 @@ class Trainee:
         return self._audio_seconds / self._seconds if self._seconds else 0.0
 
     def _write(self, line: dict[str, Any]) -> None:
-        assert self._log is not None
-        self._log.write(line)
+        def write() -> None:
+            assert self._log is not None
+            self.still_ours()
+            self._log.write(line)
+
+        processes.on_first(write)
 
     def _non_finite_message(self, step: int, planned: PlannedBatch, metrics: StepMetrics) -> str:
         ids = [self.judge.manifest.utterances[row].id for row in planned.rows if row != FILL]

@@ -121,10 +121,17 @@ def get_config(kind: str = "") -> Config:
     """For command lines: ``--config tests/experiments/tiny.py --config.corpus.path=FOLDER``.
 
     Args:
-        kind: ``variants`` (behind a colon): two weights of gender, so four members of four epochs.
+        kind: ``variants`` (behind a colon): two weights of gender, so four members of four epochs; ``hosts``: on two
+            devices, one member that no float32 parameter survives, and one that trains.
     """
     config = tiny_config(Path())
     if kind == "variants":
         config.training.epochs = 4
         config.variants = grid({"weights.alpha": (0.0, 0.4)})
+    if kind == "hosts":
+        config.training = dataclasses.replace(
+            config.training, epochs=6, data_devices=2, precision=Precision.FLOAT32, checkpoint_every_steps=100
+        )
+        config.protocol.only_folds = (0,)
+        config.variants = grid({"optimizer.learning_rate": (1e38, 1e-3)})
     return config
