@@ -28,7 +28,15 @@ from jax_mtlser.evaluation.paired_runs import ComparisonError, load_systems
 from jax_mtlser.evaluation.protocol_text import protocol_sentence, protocol_title, protocol_warnings
 from jax_mtlser.evaluation.published import published_values
 from jax_mtlser.evaluation.results import gather_results
-from jax_mtlser.evaluation.score_table import SHORT_NAMES, ScoreRow, best_of, numeric_axes, rows_of, scored, write_tables
+from jax_mtlser.evaluation.score_table import (
+    SHORT_NAMES,
+    ScoreRow,
+    best_of,
+    numeric_axes,
+    rows_of,
+    scored,
+    write_tables,
+)
 from jax_mtlser.run_folder import RunFolder, read_json, read_json_lines, write_text
 
 __all__ = ["print_experiment", "write_experiment_report"]
