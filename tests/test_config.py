@@ -95,6 +95,8 @@ def test_a_copy_shares_nothing():
         ("training.population", -1, r"training.population is -1; use 1 or more, or 0 for as many"),
         ("training.member_devices", 0, r"training.member_devices is 0; it must be 1 or greater"),
         ("training.member_devices", 4, r"population 1 does not divide over training.member_devices 4; .*population=4"),
+        ("training.checkpoint_every_epochs", 0, r"training.checkpoint_every_epochs is 0"),
+        ("training.checkpoint_every_epochs", 2, r"every_epochs is 2, but training.selection is best_validation"),
         ("training.data_devices", 3, r"batch_size 8 does not divide over training.data_devices 3"),
         ("model.encoder.hidden_dropout", 1.5, r"model.encoder.hidden_dropout is 1.5"),
     ],

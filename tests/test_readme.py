@@ -171,6 +171,7 @@ SMALLER = {
     "IEMOCAP_full_release": "--config.corpus.partial=true --config.protocol.only_folds=0",
     "table.csv": "--config.protocol.only_folds=0",
     "whisper_tiny.py:probe": "--config.protocol.only_folds=0",
+    "whisper_tiny.py:subsets": "--members=SER_r0_f0,SER+ASR_r0_f0",
     "figs3_8.py": "--members=alpha0_r0_f0,alpha1_r0_f0",
     "jax-mtlser robustness": "--condition white:10",
     "benchmarks/padding.py": "--buckets 2 --batch-sizes 8 --draws 1",
@@ -182,6 +183,7 @@ SLOW = (
     "IEMOCAP_full_release",
     "table.csv",
     "whisper_tiny.py:probe",
+    "whisper_tiny.py:subsets",
     "--format ",  # inference/test_exports.py
     "figs3_8.py",  # experiments/test_paper_configs.py runs the same two members
     "benchmarks/compiled_step.py",  # compiled/test_cpu_step.py compiles such a step in every run

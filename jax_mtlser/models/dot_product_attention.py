@@ -70,8 +70,9 @@ def _average_forward(
 ) -> tuple[Array, tuple[Array | None, ...]]:
     masked = _masked(scores, mask)
     exponentials = jnp.exp(masked - jnp.max(masked, axis=-1, keepdims=True)).astype(value.dtype)
-    # All that follows reads these: without the barrier XLA would write them out in float32.
-    exponentials = jax.lax.optimization_barrier(exponentials)
+    if not products.on_cpu():
+        # All that follows reads these: without the barrier XLA would write them out in float32.
+        exponentials = jax.lax.optimization_barrier(exponentials)
     inverse = 1.0 / jnp.sum(exponentials.astype(jnp.float32), axis=-1)
     weights = exponentials
     if words is not None:

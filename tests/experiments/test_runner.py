@@ -16,6 +16,7 @@ from jax_mtlser.corpora.manifest import read_manifest
 from jax_mtlser.evaluation.predictions import read_predictions
 from jax_mtlser.experiments.runner import RunError, evaluate_run, train_run
 from jax_mtlser.run_folder import RunFolder, read_json, read_json_lines
+from jax_mtlser.training.checkpoint import TrainingCheckpoints
 from jax_mtlser.training.progress import Display
 
 
@@ -169,14 +170,27 @@ def test_group_wise_folds_mask_speakers_that_training_has_not_heard(tmp_path):
     assert read_json(run.results)["pooled"]["speaker_accuracy"] is None
 
 
-def test_the_last_epoch_needs_no_validation_part(tmp_path):
+def test_the_last_epoch_needs_no_validation_part_and_not_every_epoch_a_checkpoint(tmp_path, monkeypatch):
+    saved = []
+    save = TrainingCheckpoints.save
+
+    def noted(self, state, progress):
+        saved.append(progress["step"])
+        save(self, state, progress)
+
+    monkeypatch.setattr(TrainingCheckpoints, "save", noted)
     corpus = write_corpus(tmp_path / "corpus")
-    config = tiny_config(corpus, epochs=1)
+    config = tiny_config(corpus, epochs=3)
     config.protocol = ProtocolConfig(folds=2, validation_fraction=0.0, only_folds=(1,))
-    config.training.selection = Selection.LAST
+    config.training = dataclasses.replace(
+        config.training, selection=Selection.LAST, checkpoint_every_steps=1_000, checkpoint_every_epochs=2
+    )
     assert train_run(config, tmp_path / "run", display()) == 0
-    result = read_json(RunFolder(tmp_path / "run").member("r0_f1").result)
-    assert result["selected_epoch"] == 1
+    member = RunFolder(tmp_path / "run").member("r0_f1")
+    steps = [line["step"] for line in read_json_lines(member.metrics) if line["kind"] == "train"]
+    assert saved == [max(steps) * 2 // 3]
+    result = read_json(member.result)
+    assert result["selected_epoch"] == 3
     assert result["counts"]["validation"] == 0
 
 

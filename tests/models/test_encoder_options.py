@@ -11,6 +11,7 @@ import pytest
 
 from jax_mtlser.architecture import EncoderFamily, Wav2Vec2Architecture, WhisperArchitecture
 from jax_mtlser.config import HeadInput
+from jax_mtlser.models import products
 from jax_mtlser.models.layers import LORA_PARAMETERS, Dense, Lora
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
 from jax_mtlser.models.speech_encoder import speech_encoder
@@ -104,6 +105,34 @@ def test_rematerialisation_and_layer_scan_change_no_result(name, options):
         for one, two in zip(jax.tree.leaves(ours[0]), jax.tree.leaves(expected[0]), strict=True):
             scale = max(1.0, float(np.abs(two).max()))
             np.testing.assert_allclose(one / scale, two / scale, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_on_accelerators_layers_work_on_whole_eights_of_frames_and_change_no_result(name):
+    quiet = dict.fromkeys(_NOISY, 0.0)
+    module = speech_encoder(dataclasses.replace(ARCHITECTURES[name], **quiet), EncoderOptions())
+    audio, lengths = _batch(name)
+    parameters = _parameters(module, name)
+
+    def loss(parameters):
+        output = module.apply(parameters, audio, lengths, train=False, output_hidden_states=True)
+        return jnp.sum(jnp.sin(output.frames)), output
+
+    def run(platform):
+        with products.formulation(platform=platform):
+            scores = str(jax.make_jaxpr(loss)(parameters))
+            return scores, jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK_COMPILE)(parameters)
+
+    (here, expected), (there, found) = run("cpu"), run("gpu")
+    frames = expected[1].frames.shape[1]
+    wide = f"2,2,{-(-frames // 8) * 8},{-(-frames // 8) * 8}]"
+    assert frames % 8
+    assert wide in there
+    assert wide not in here
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-5), found[1], expected[1])
+    for one, two in zip(jax.tree.leaves(found[0]), jax.tree.leaves(expected[0]), strict=True):
+        scale = max(1.0, float(np.abs(two).max()))
+        np.testing.assert_allclose(one / scale, two / scale, rtol=0, atol=2e-5)
 
 
 def test_layers_are_dropped_in_training_so_that_the_test_above_sees_them():
