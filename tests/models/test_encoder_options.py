@@ -119,9 +119,10 @@ def test_on_accelerators_layers_work_on_whole_eights_of_frames_and_change_no_res
         return jnp.sum(jnp.sin(output.frames)), output
 
     def run(platform):
+        gradient = jax.grad(loss, has_aux=True)  # another function each time: JAX would take the first trace again
         with products.formulation(platform=platform):
-            scores = str(jax.make_jaxpr(loss)(parameters))
-            return scores, jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK_COMPILE)(parameters)
+            program = str(jax.make_jaxpr(gradient)(parameters))
+            return program, jax.jit(gradient, compiler_options=QUICK_COMPILE)(parameters)
 
     (here, expected), (there, found) = run("cpu"), run("gpu")
     frames = expected[1].frames.shape[1]
