@@ -21,7 +21,7 @@ import common
 import numpy as np
 import torch
 import workload
-from train_step import Corpus, Ours, Theirs, in_groups
+from train_step import Corpus, Ours, Theirs, evenly, in_groups
 
 from jax_mtlser import runtime
 from jax_mtlser.data.audio import SAMPLE_RATE
@@ -35,20 +35,23 @@ class Preset:
     Attributes:
         seconds: lengths of single utterances.
         repeats: of each.
+        batches: of each side that are measured, evenly spread over its batches in the order of their padded lengths; 0
+            for all.
         utterances: of the corpus, spread evenly over its lengths; 0 for all.
-        passes: over the corpus, of every side.
+        passes: over these batches, of every side.
     """
 
     seconds: tuple[float, ...]
     repeats: int
-    utterances: int
+    batches: int
+    utterances: int = 0
     passes: int = 3
 
 
 PRESETS = {
-    "cpu": Preset((1.0, 2.5, 5.0, 10.0), 9, 64),
-    "gpu": Preset((1.0, 4.5, 10.0), 100, 1_383),
-    "smoke": Preset((0.5, 1.0), 2, 16),
+    "cpu": Preset((1.0, 2.5, 5.0, 10.0), 9, 8),
+    "gpu": Preset((1.0, 4.5, 10.0), 100, 170),
+    "smoke": Preset((0.5, 1.0), 2, 0, utterances=16),
 }
 
 
@@ -120,26 +123,32 @@ def latency(encoder: str, preset: Preset) -> list[dict[str, Any]]:
 def throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, float]]:
     """All utterances in batches of 8: ours in buckets, results on the host; PyTorch sorted by length, batches ready on the
     device and padded to their longest."""
-    ours, plan = Ours(corpus, corpus.fast, ("eval",)), plan_in_order(np.arange(len(corpus.audio)), corpus.buckets)
-    runs: dict[str, Callable[[], object]] = {f"ours {corpus.fast}": lambda: ours.score(plan)}
-    ordered = in_groups(np.argsort(corpus.audio.lengths, kind="stable"))
+    lengths, bounds = corpus.audio.lengths, corpus.buckets.bounds
+    ours, plan = Ours(corpus, corpus.fast, ("eval",)), plan_in_order(np.arange(len(lengths)), corpus.buckets)
+    some = evenly(plan, lambda planned: bounds[planned.bucket], preset.batches or len(plan))
+    runs: dict[str, Callable[[], object]] = {f"ours {corpus.fast}": lambda: ours.score(some)}
+    share = {f"ours {corpus.fast}": len(some) / len(plan)}
+    ordered = in_groups(np.argsort(lengths, kind="stable"))
+    groups = evenly(ordered, lambda rows: int(lengths[rows].max()), preset.batches or len(ordered))
     batches: list[dict[str, Any]] = []
     for name, side in their_sides(corpus).items():
         if "compiled" not in name:  # a program per length would compile for hours
-            batches = batches or [side.tensors(corpus, rows, None, lists=False) for rows in ordered]
+            batches = batches or [side.tensors(corpus, rows, None, lists=False) for rows in groups]
             runs[name] = functools.partial(side.evaluate, batches)
+            share[name] = len(groups) / len(ordered)
     with common.measuring():
         times = common.take_turns(runs, preset.passes)
-    return {
-        name: {
-            "utterances_per_second": round(len(corpus.audio) / statistics.median(values), 2),
-            "audio_seconds_per_second": round(
-                float(corpus.audio.lengths.sum()) / SAMPLE_RATE / statistics.median(values), 1
-            ),
+    audio_seconds = float(lengths.sum()) / SAMPLE_RATE
+    result = {}
+    for name, values in times.items():
+        whole = statistics.median(values) / share[name]
+        result[name] = {
+            "seconds_for_all": round(whole, 3),
+            "utterances_per_second": round(len(lengths) / whole, 2),
+            "audio_seconds_per_second": round(audio_seconds / whole, 1),
             **common.spread(values),
         }
-        for name, values in times.items()
-    }
+    return result
 
 
 def to_table(result: dict[str, Any]) -> str:
@@ -160,7 +169,7 @@ def to_table(result: dict[str, Any]) -> str:
             ],
         ),
         f"Batches of 8 over {settings['lengths']}, medians of {settings['passes']}"
-        + (f", {settings['utterances']} utterances spread evenly over them:" if settings["utterances"] else ":"),
+        + (f", from {settings['batches']} batches of each side:" if settings["batches"] else ":"),
         "",
         common.table(
             ("side", "utterances/s", "audio s/s"),

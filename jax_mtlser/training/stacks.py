@@ -20,7 +20,7 @@ __all__ = ["Layout", "Stacks"]
 
 Stacks = dict[str, Array]
 
-# Biases and scales, [N]; matrices that have no twin, [N, 1]: what has two axes or more sees weight decay.
+# Biases and scales, [N]; matrices that have no twin, [1, N]: what has two axes or more sees weight decay.
 _VECTORS, _SINGLES = "vectors", "singles"
 
 
@@ -42,8 +42,14 @@ class Slot:
     start: int
     layers_above: int
 
+    @property
+    def axis(self) -> int:
+        """Of the stack, along which its parameters follow each other."""
+        # The last: along the first of [N, 1], XLA moves one element at a time on a CPU.
+        return 1 if self.stack == _SINGLES else 0
+
     def entries(self) -> int:
-        """Entries of the stack's first axis."""
+        """Entries of that axis."""
         return math.prod(self.shape) if self.stack in (_VECTORS, _SINGLES) else 1
 
 
@@ -80,15 +86,17 @@ class Layout:
         """The stacks of a tree: of parameters, or of their gradients."""
         parts: dict[str, list[Array]] = {}
         for slot, leaf in zip(self.slots, jax.tree.leaves(trainable), strict=True):
-            shape = {_VECTORS: (-1,), _SINGLES: (-1, 1)}.get(slot.stack, (1, *slot.shape))
+            shape = {_VECTORS: (-1,), _SINGLES: (1, -1)}.get(slot.stack, (1, *slot.shape))
             parts.setdefault(slot.stack, []).append(leaf.reshape(shape))
-        return {name: jnp.concatenate(leaves) for name, leaves in parts.items()}
+        axes = {slot.stack: slot.axis for slot in self.slots}
+        return {name: jnp.concatenate(leaves, axes[name]) for name, leaves in parts.items()}
 
     def unpack(self, stacks: Stacks) -> Any:
         """The inverse of :meth:`pack`."""
         leaves = []
         for slot in self.slots:
-            entries = jax.lax.slice_in_dim(stacks[slot.stack], slot.start, slot.start + slot.entries())
+            end = slot.start + slot.entries()
+            entries = jax.lax.slice_in_dim(stacks[slot.stack], slot.start, end, axis=slot.axis)
             leaves.append(entries.reshape(slot.shape))
         return jax.tree.unflatten(self.structure, leaves)
 
@@ -106,4 +114,8 @@ def _rates_of(slots: Sequence[Slot], rates: Rates, rank: int) -> Array:
     def rate(slot: Slot) -> Array:
         return rates.heads if slot.path[0] != "encoder" else rates.encoder * rates.layer_decay**slot.layers_above
 
-    return jnp.concatenate([jnp.full((slot.entries(), *[1] * (rank - 1)), rate(slot)) for slot in slots])
+    axis = slots[0].axis
+    return jnp.concatenate(
+        [jnp.full([slot.entries() if place == axis else 1 for place in range(rank)], rate(slot)) for slot in slots],
+        axis,
+    )
