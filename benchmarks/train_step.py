@@ -95,9 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lengths", type=Path, help="NPZ with samples per utterance; default: a log-normal law")
     parser.add_argument("--encoder", choices=("base", "small"), default="base")
     parser.add_argument("--utterances", type=int, help="of the lengths, spread evenly; default: all")
-    parser.add_argument(
-        "--compile-only", metavar="I/N", help="compile a part of L2's shapes into torch's cache, and end"
-    )
+    parser.add_argument("--compile-only", metavar="I/N", help="compile a part of all programs into the caches, and end")
     options = parser.parse_args(arguments)
     runtime.tune_allocator()
     torch.manual_seed(0)

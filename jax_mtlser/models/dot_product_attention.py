@@ -11,7 +11,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
@@ -82,9 +81,7 @@ def _average_forward(
     return average, (exponentials, weights, value, mask, words, inverse, average, like)
 
 
-def _average_backward(
-    rate: float, saved: tuple[Array, ...], cotangent: Array
-) -> tuple[Array, Array, np.ndarray, np.ndarray | None]:
+def _average_backward(rate: float, saved: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array, None, None]:
     exponentials, weights, value, mask, words, inverse, average, like = saved
     scaled = _by_query(inverse, cotangent)
     d_value = products.einsum("bhqk,bqhe->bkhe", weights, scaled, value.dtype)
@@ -94,7 +91,7 @@ def _average_backward(
     through_sum = jnp.sum(scaled.astype(jnp.float32) * average.astype(jnp.float32), axis=-1).swapaxes(1, 2)
     d_scores = exponentials.astype(jnp.float32) * (d_weights - through_sum[..., None])
     d_scores = jnp.where(mask[:, None, None, :], d_scores, 0.0).astype(like.dtype)
-    return d_scores, d_value, _no_gradient(mask), None if words is None else _no_gradient(words)
+    return d_scores, d_value, None, None
 
 
 _average.defvjp(_average_forward, _average_backward)
@@ -102,7 +99,3 @@ _average.defvjp(_average_forward, _average_backward)
 
 def _by_query(factor: Float[Array, "B H T"], x: Float[Array, "B T H E"]) -> Float[Array, "B T H E"]:
     return (x.astype(jnp.float32) * factor.swapaxes(1, 2)[..., None]).astype(x.dtype)
-
-
-def _no_gradient(x: Array) -> np.ndarray:
-    return np.zeros(x.shape, jax.dtypes.float0)
