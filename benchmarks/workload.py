@@ -420,6 +420,7 @@ def knobs(total_steps: int = 1_000) -> Knobs:
         layer_decay=number(optimizer.layer_decay),
         warmup_steps=number(round(optimizer.warmup_fraction * total_steps)),
         total_steps=number(total_steps),
+        encoder_start=number(0),
     )
     shares: Any = np.array([1.0, weights.alpha, weights.beta, weights.gamma], np.float32)
     return Knobs(weights=shares, rates=rates)

@@ -55,6 +55,7 @@ class EncoderConfig:
             folder or weight file with ``config.json`` beside it; empty starts from random weights of
             ``architecture``.
         architecture: used only when ``checkpoint`` is empty.
+        num_layers: first transformer layers that are kept; the others are neither read nor computed. None: all.
         freeze: the part that is not trained.
         freeze_layers: first transformer layers that are not trained; with ``Freeze.LAYERS``.
         lora_rank: rank of the low-rank adapters on attention and feed-forward (Hu et al. 2022); 0 for none. With
@@ -73,6 +74,7 @@ class EncoderConfig:
 
     checkpoint: str = "facebook/wav2vec2-base"
     architecture: Wav2Vec2Architecture = dataclasses.field(default_factory=Wav2Vec2Architecture)
+    num_layers: int | None = None
     freeze: Freeze = Freeze.NOTHING
     freeze_layers: int = 0
     lora_rank: int = 0

@@ -149,6 +149,9 @@ class OptimizerConfig:
         layer_decay: the encoder's rate falls by this factor from each transformer layer to the one below it; what
             lies below the first layer counts as one more. 1: the same rate everywhere.
         warmup_fraction: share of all steps in which the rate rises linearly from zero.
+        heads_first_fraction: share of all steps in which the heads learn alone (linear probing, then fine-tuning; Kumar
+            et al. 2022); what is trained of the encoder, adapters too, stands still until then, and its rate warms up
+            and falls in the steps that are left.
         clip_norm: largest global gradient norm; None: no clipping.
         decay_biases_and_norms: apply weight decay to vectors too, as ``torch.optim.AdamW`` does.
     """
@@ -158,6 +161,7 @@ class OptimizerConfig:
     layer_decay: float = 1.0
     schedule: LearningRateSchedule = LearningRateSchedule.LINEAR
     warmup_fraction: float = 0.1
+    heads_first_fraction: float = 0.0
     weight_decay: float = 0.01
     decay_biases_and_norms: bool = False
     beta1: float = 0.9

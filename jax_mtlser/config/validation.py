@@ -102,6 +102,13 @@ def _problems(config: Config) -> list[str]:
         optimizer__beta1=optimizer.beta1,
         optimizer__beta2=optimizer.beta2,
         optimizer__warmup_fraction=optimizer.warmup_fraction,
+        optimizer__heads_first_fraction=optimizer.heads_first_fraction,
+    )
+    together = optimizer.heads_first_fraction + optimizer.warmup_fraction
+    require(
+        together < 1,
+        f"optimizer.heads_first_fraction {optimizer.heads_first_fraction} and optimizer.warmup_fraction "
+        f"{optimizer.warmup_fraction} leave the encoder no step at its full rate; their sum must be below 1",
     )
 
     protocol, training = config.protocol, config.training
@@ -266,6 +273,8 @@ def _encoder_problems(encoder: EncoderConfig) -> Sequence[str]:
     for name, value in encoder.regularisation().items():
         if not 0 <= value < 1 and not isinstance(value, bool):
             problems.append(f"model.encoder.{name} is {value}; it must lie in [0, 1)")
+    if encoder.num_layers is not None and encoder.num_layers < 1:
+        problems.append(f"model.encoder.num_layers is {encoder.num_layers}; it must be 1 or more, or None for all")
     if (encoder.freeze is Freeze.LAYERS) != (encoder.freeze_layers > 0):
         problems.append(
             f"model.encoder.freeze is {encoder.freeze.value} and freeze_layers is {encoder.freeze_layers}; freezing "

@@ -27,7 +27,12 @@ def knobs(config: Config, steps_per_epoch: int, total_steps: int) -> Knobs:
 def compiled_in(optimizer: OptimizerConfig) -> OptimizerConfig:
     """Without the settings that reach the step as knobs: to change those compiles nothing."""
     return dataclasses.replace(
-        optimizer, learning_rate=0.0, head_learning_rate=None, layer_decay=1.0, warmup_fraction=0.0
+        optimizer,
+        learning_rate=0.0,
+        head_learning_rate=None,
+        layer_decay=1.0,
+        warmup_fraction=0.0,
+        heads_first_fraction=0.0,
     )
 
 
@@ -42,6 +47,7 @@ def _rates(optimizer: OptimizerConfig, total_steps: int) -> Rates:
         layer_decay=_number(optimizer.layer_decay),
         warmup_steps=_number(round(optimizer.warmup_fraction * total_steps)),
         total_steps=_number(total_steps),
+        encoder_start=_number(round(optimizer.heads_first_fraction * total_steps)),
     )
 
 

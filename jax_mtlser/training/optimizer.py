@@ -28,6 +28,7 @@ class Rates:
         layer_decay: factor from each transformer layer to the one below it.
         warmup_steps: steps in which the rate rises linearly from zero.
         total_steps: steps of the whole training.
+        encoder_start: steps in which the heads learn alone.
     """
 
     encoder: Array
@@ -35,6 +36,7 @@ class Rates:
     layer_decay: Array
     warmup_steps: Array
     total_steps: Array
+    encoder_start: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +112,17 @@ def gradient_transform(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(*parts)
 
 
-def schedule(step: Int[Array, ""], rates: Rates, shape: LearningRateSchedule) -> Float[Array, ""]:
-    """Share of the peak learning rate at a step, counted from 0: linear warm-up, then constant or down to 0."""
-    done = step.astype(jnp.float32)
-    warm = jnp.minimum((done + 1) / jnp.maximum(rates.warmup_steps, 1.0), 1.0)
-    decay_steps = jnp.maximum(rates.total_steps - rates.warmup_steps, 1.0)
+def schedule(
+    step: Int[Array, ""], rates: Rates, shape: LearningRateSchedule, start: Float[Array, ""] | float = 0.0
+) -> Float[Array, ""]:
+    """Share of the peak learning rate at a step, counted from 0: linear warm-up, then constant or down to 0.
+
+    Before ``start`` it is 0; warm-up and decay share the steps behind it.
+    """
+    done = step.astype(jnp.float32) - start
+    warm = jnp.clip((done + 1) / jnp.maximum(rates.warmup_steps, 1.0), 0.0, 1.0)
+    warm = jnp.where(done < 0, 0.0, warm)
+    decay_steps = jnp.maximum(rates.total_steps - start - rates.warmup_steps, 1.0)
     left = 1.0 - jnp.clip((done - rates.warmup_steps) / decay_steps, 0.0, 1.0)
     match shape:
         case LearningRateSchedule.CONSTANT:

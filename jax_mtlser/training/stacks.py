@@ -100,16 +100,23 @@ class Layout:
             leaves.append(entries.reshape(slot.shape))
         return jax.tree.unflatten(self.structure, leaves)
 
-    def scaled(self, updates: Stacks, rates: Rates, share: Float[Array, ""]) -> Stacks:
-        """Turn AdamW's direction into a step: minus each parameter's learning rate times the direction."""
+    def scaled(self, updates: Stacks, rates: Rates, encoder: Float[Array, ""], heads: Float[Array, ""]) -> Stacks:
+        """Turn AdamW's direction into a step: minus each parameter's learning rate times the direction.
+
+        Args:
+            updates: the direction.
+            rates: peak learning rates.
+            encoder, heads: shares of the peak at this step.
+        """
+        rates = rates.replace(encoder=encoder * rates.encoder, heads=heads * rates.heads)
         slots: dict[str, list[Slot]] = {}
         for slot in self.slots:
             slots.setdefault(slot.stack, []).append(slot)
-        return {name: -share * _rates_of(slots[name], rates, update.ndim) * update for name, update in updates.items()}
+        return {name: -_rates_of(slots[name], rates, update.ndim) * update for name, update in updates.items()}
 
 
 def _rates_of(slots: Sequence[Slot], rates: Rates, rank: int) -> Array:
-    """Peak learning rate of each entry of a stack, ready to be multiplied with it."""
+    """Learning rate of each entry of a stack, ready to be multiplied with it."""
 
     def rate(slot: Slot) -> Array:
         return rates.heads if slot.path[0] != "encoder" else rates.encoder * rates.layer_decay**slot.layers_above

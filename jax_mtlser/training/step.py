@@ -271,8 +271,9 @@ def train_step(
 
     with jax.named_scope("optimizer"):
         updates, opt_state = gradient_transform(spec.optimizer).update(gradients, state.opt_state, state.stacks)
-        share = schedule(state.step, knobs.rates, spec.schedule)
-        stacks = optax.apply_updates(state.stacks, layout.scaled(updates, knobs.rates, share))
+        heads = schedule(state.step, knobs.rates, spec.schedule)
+        encoder = schedule(state.step, knobs.rates, spec.schedule, knobs.rates.encoder_start)
+        stacks = optax.apply_updates(state.stacks, layout.scaled(updates, knobs.rates, encoder, heads))
         norm = optax.tree.norm(gradients)
     after = None
     if weighting.looks_back:
@@ -288,7 +289,7 @@ def train_step(
         loss=seen.loss,
         weights=None if follows_knobs else choose(seen.means, seen.gram).encoder * factors,
         gradient_norm=norm,
-        learning_rate=share * knobs.rates.encoder,
+        learning_rate=encoder * knobs.rates.encoder,
         finite=jnp.isfinite(seen.loss) & jnp.isfinite(norm),
     )
     state = dataclasses.replace(state, step=state.step + 1, stacks=stacks, opt_state=opt_state, weighting=remembered)

@@ -177,9 +177,20 @@ def test_an_override_of_what_an_encoder_does_not_have_is_refused(checkpoint, whi
 
 def test_freezing_more_layers_than_there_are_is_refused(every_checkpoint):
     assert _open(every_checkpoint, freeze_layers=1).arch.num_hidden_layers == 1
-    with pytest.raises(CheckpointError, match=r"freeze_layers is 2; .* has 1 layers") as caught:
+    with pytest.raises(CheckpointError, match=r"freeze_layers is 2; of .* there are 1 layers") as caught:
         _open(every_checkpoint, freeze_layers=2)
     assert str(every_checkpoint) in str(caught.value)
+
+
+def test_more_layers_than_there_are_cannot_be_kept(every_checkpoint):
+    assert _open(every_checkpoint, num_layers=1).arch == _open(every_checkpoint).arch
+    with pytest.raises(CheckpointError, match=r"num_layers is 2; .* has 1 layers"):
+        _open(every_checkpoint, num_layers=2)
+
+
+def test_layers_of_random_weights_are_set_in_the_architecture():
+    with pytest.raises(CheckpointError, match=r"num_layers is 2, but there is no checkpoint .*num_hidden_layers"):
+        open_encoder(EncoderConfig(checkpoint="", num_layers=2))
 
 
 @pytest.mark.parametrize(
@@ -438,6 +449,27 @@ def test_a_layer_too_many_is_refused(tmp_path):
     message = _refusal(folder)
     assert "unused encoder.layers.1.attention.k_proj.bias [16]" in message
     assert "and 4 more" in message, "16 tensors, 12 of them shown"
+
+
+@pytest.mark.parametrize(("kind", "values"), ENCODERS.values(), ids=ENCODERS)
+def test_layers_that_are_not_kept_are_not_read_and_the_others_are_the_same(kind, values, tmp_path):
+    layers = "encoder_layers" if kind is WhisperEncoder else "num_hidden_layers"
+    folder = _save(tmp_path, kind, **values | {layers: 3})
+    encoder = _open(folder, num_layers=2)
+    kept, dropped = encoder_parameters(encoder.weights, encoder.arch)
+    expected, _ = _parameters(folder)
+    assert expected["transformer"].pop("layer_2")
+    _assert_same(kept, expected)
+    assert not dropped
+
+
+def test_beside_layers_that_are_not_kept_an_unused_key_is_refused(tmp_path):
+    folder = _save(tmp_path, num_hidden_layers=2)
+    extra = {"encoder.layers.1.extra.weight": np.zeros((2, 3), np.float32)}
+    _rewrite(folder, lambda tensors: tensors.update(extra))
+    encoder = _open(folder, num_layers=1)
+    with pytest.raises(CheckpointError, match=r"unused encoder.layers.1.extra.weight \[2, 3\]"):
+        encoder_parameters(encoder.weights, encoder.arch)
 
 
 def test_every_key_is_needed(every_checkpoint):

@@ -50,6 +50,11 @@ def corpus() -> tuple[PackedAudio, Targets]:
 def knobs(alpha: float = 0.4, beta: float = 0.6, gamma: float = 0.1, rate: float = 1e-2) -> Knobs:
     number = np.float32
     rates = Rates(
-        encoder=number(rate), heads=number(rate), layer_decay=number(1), warmup_steps=number(0), total_steps=number(100)
+        encoder=number(rate),
+        heads=number(rate),
+        layer_decay=number(1),
+        warmup_steps=number(0),
+        total_steps=number(100),
+        encoder_start=number(0),
     )
     return Knobs(weights=np.array([1, alpha, beta, gamma], np.float32), rates=rates)

@@ -17,7 +17,7 @@ ARCH = Wav2Vec2Architecture(num_hidden_layers=3)
 
 
 def rates(encoder: float = 1.0, heads: float = 1.0, decay: float = 1.0, warmup: float = 0, total: float = 10) -> Rates:
-    return Rates(*(jnp.float32(value) for value in (encoder, heads, decay, warmup, total)))
+    return Rates(*(jnp.float32(value) for value in (encoder, heads, decay, warmup, total, 0)))
 
 
 def tree(seed: int) -> dict:
@@ -44,7 +44,7 @@ def tree(seed: int) -> dict:
 
 def steps_of(updates: dict, rates: Rates, share: float, which: Trainable) -> dict:
     layout = Layout.of(updates, which)
-    return layout.unpack(layout.scaled(layout.pack(updates), rates, jnp.float32(share)))
+    return layout.unpack(layout.scaled(layout.pack(updates), rates, jnp.float32(share), jnp.float32(share)))
 
 
 def test_five_steps_equal_pytorchs_adamw_and_clipping():
@@ -65,7 +65,7 @@ def test_five_steps_equal_pytorchs_adamw_and_clipping():
         torch.nn.utils.clip_grad_norm_(theirs, 0.5)
         reference.step()
         updates, state = transform.update(layout.pack(gradients), state, stacks)
-        stacks = optax.apply_updates(stacks, layout.scaled(updates, rates(0.01, 0.01), jnp.float32(1)))
+        stacks = optax.apply_updates(stacks, layout.scaled(updates, rates(0.01, 0.01), jnp.float32(1), jnp.float32(1)))
     for ours, other in zip(structure.flatten_up_to(layout.unpack(stacks)), theirs, strict=True):
         np.testing.assert_allclose(ours, other.detach().numpy(), rtol=2e-5, atol=1e-6)
 
@@ -146,6 +146,16 @@ def test_the_schedule_warms_up_and_decays(shape, expected):
     steps = jnp.array([0, 1, 2, 6, 10])
     values = [float(schedule(step, rates(warmup=2, total=10), shape)) for step in steps]
     np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", LearningRateSchedule)
+def test_a_group_that_starts_later_stands_still_before_and_has_the_same_schedule_behind(shape):
+    early, late = (rates(warmup=2, total=total) for total in (10, 14))
+    before = [float(schedule(jnp.int32(step), late, shape, jnp.float32(4))) for step in range(4)]
+    assert before == [0.0] * 4
+    for step in range(11):
+        behind = schedule(jnp.int32(step + 4), late, shape, jnp.float32(4))
+        np.testing.assert_allclose(behind, schedule(jnp.int32(step), early, shape), rtol=1e-6)
 
 
 def test_no_warm_up_starts_at_the_peak():

@@ -48,7 +48,7 @@ def setting(members: int, *, member_devices: int = 1):
 
 def knobs_of(member: dict) -> Knobs:
     number = np.float32
-    rates = Rates(number(member["rate"]), number(2e-3), number(0.9), number(2), number(20))
+    rates = Rates(number(member["rate"]), number(2e-3), number(0.9), number(2), number(20), number(0))
     return Knobs(weights=np.array(member["weights"], np.float32), rates=rates)
 
 

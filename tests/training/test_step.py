@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -98,6 +99,21 @@ def test_a_corpus_on_the_host_gives_the_same_training_bit_for_bit(monkeypatch, a
     host_metrics, host_params = Setting(residency=Residency.HOST).train()
     assert [m.loss for m in metrics] == [m.loss for m in host_metrics]
     assert largest_difference(params, host_params) == 0.0
+
+
+def test_heads_learn_alone_until_the_encoder_starts():
+    setting, values = Setting(), knobs()
+    values = values.replace(rates=values.rates.replace(encoder_start=np.float32(2)))
+    states = [jax.device_get(setting.state.params)]
+    reported = []
+    for planned in plan_epoch(range(ROWS), setting.buckets, seed=0, epoch=0)[:3]:
+        reported.append(float(setting.run(planned, values).learning_rate))
+        states.append(jax.device_get(setting.state.params))
+    encoders = [state.pop("encoder") for state in states]
+    assert [largest_difference(one, other) > 0 for one, other in itertools.pairwise(encoders)] == [False, False, True]
+    assert all(largest_difference(one, other) > 0 for one, other in itertools.pairwise(states))
+    assert reported[:2] == [0.0, 0.0]
+    assert reported[2] > 0
 
 
 def test_changing_the_weights_compiles_nothing_and_scales_the_loss():

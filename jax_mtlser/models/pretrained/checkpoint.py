@@ -62,6 +62,11 @@ def open_encoder(config: EncoderConfig) -> PretrainedEncoder:
     """
     overrides = config.regularisation()
     if not config.checkpoint:
+        if config.num_layers is not None:
+            raise CheckpointError(
+                f"model.encoder.num_layers is {config.num_layers}, but there is no checkpoint to take layers from; set "
+                "model.encoder.architecture.num_hidden_layers"
+            )
         described = dataclasses.replace(config.architecture, **overrides)
         return PretrainedEncoder(described, config.normalize_waveform is not False, None)
     weights = _find(config.checkpoint)
@@ -72,9 +77,15 @@ def open_encoder(config: EncoderConfig) -> PretrainedEncoder:
             f"model.encoder.{unknown[0]} is {overrides[unknown[0]]}, but {found.family.value} encoders have no such "
             f"setting; leave it out"
         )
+    if config.num_layers is not None:
+        if config.num_layers > found.num_hidden_layers:
+            raise CheckpointError(
+                f"model.encoder.num_layers is {config.num_layers}; {config.checkpoint} has {found.num_hidden_layers} layers"
+            )
+        found = dataclasses.replace(found, num_hidden_layers=config.num_layers)
     if config.freeze_layers > found.num_hidden_layers:
         raise CheckpointError(
-            f"model.encoder.freeze_layers is {config.freeze_layers}; {config.checkpoint} has "
+            f"model.encoder.freeze_layers is {config.freeze_layers}; of {config.checkpoint} there are "
             f"{found.num_hidden_layers} layers"
         )
     arch = dataclasses.replace(found, **overrides)
@@ -92,7 +103,7 @@ def encoder_parameters(weights: Path, arch: EncoderArchitecture) -> tuple[Tree, 
     """Read an encoder's weights as the parameter tree of :func:`~jax_mtlser.models.speech_encoder.speech_encoder`.
 
     Strict both ways: every parameter must be in the files with the right shape, and every tensor in the files
-    must be used, heads excepted.
+    must be used, heads excepted, and layers that ``config.json`` beside them describes but ``arch`` leaves out.
 
     Returns:
         The parameters (float32) and the names of the head tensors that were left out.
@@ -102,8 +113,8 @@ def encoder_parameters(weights: Path, arch: EncoderArchitecture) -> tuple[Tree, 
     """
     tensors = _read(weights, arch)
     dropped = sorted(key for key in tensors if is_dropped_head(key))
-    for key in dropped:
-        del tensors[key]
+    for key in (*dropped, *_left_out(weights.parent / "config.json", arch)):
+        tensors.pop(key, None)
     tree: Tree = {}
     problems: list[str] = []
     for entry in entries(arch):
@@ -131,6 +142,13 @@ def encoder_parameters(weights: Path, arch: EncoderArchitecture) -> tuple[Tree, 
             f"{weights} does not fit the encoder that config.json beside it describes:\n{shown}{more}"
         )
     return tree, dropped
+
+
+def _left_out(config: Path, arch: EncoderArchitecture) -> set[str]:
+    """Keys of the layers that the checkpoint has behind the last one of ``arch``."""
+    whole = dataclasses.replace(arch, num_hidden_layers=read_architecture(config).num_hidden_layers)
+    kept = {key for entry in entries(arch) for key in entry.keys}
+    return {key for entry in entries(whole) for key in entry.keys} - kept
 
 
 def ctc_head(weights: Path, arch: EncoderArchitecture, num_symbols: int) -> CtcHead | None:
