@@ -174,9 +174,20 @@ def matmul_rate(dtype: Any) -> float:
 
 
 class Ours:
-    """The package's own training and evaluation steps over a corpus' shapes, with the corpus on the device."""
+    """The package's own training and evaluation steps over a corpus' shapes, with the corpus on the device.
 
-    def __init__(self, corpus: Corpus, dtype: str, names: Sequence[str], preset: Preset | None = None) -> None:
+    Args:
+        only: buckets whose programs are compiled; default: all.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        dtype: str,
+        names: Sequence[str],
+        preset: Preset | None = None,
+        only: Sequence[int] | None = None,
+    ) -> None:
         buckets = corpus.buckets
         self.source = BatchSource(corpus.audio, corpus.targets, buckets, on_device=True)
         resident = self.source.resident_corpus()
@@ -192,7 +203,9 @@ class Ours:
                 resident_samples=len(resident),
                 accumulation_steps=count,
             )
-            own = [bucket for bucket, wanted in enumerate(parts) if wanted == count]
+            own = [
+                bucket for bucket, wanted in enumerate(parts) if wanted == count and (only is None or bucket in only)
+            ]
             by_parts[count].compile(workload.knobs(), names=names, buckets=own)
         self.compile_seconds = time.perf_counter() - started
         self.steps = [by_parts[count] for count in parts]
@@ -371,10 +384,12 @@ def step_without_padding(corpus: Corpus, preset: Preset) -> dict[str, Any]:
         times = common.take_turns(runs, preset.repeats)
         return {name: [seconds / preset.in_a_row for seconds in values] for name, values in times.items()}
 
-    for run in (*training.values(), *forward.values()):
-        run()
-    with common.measuring():
-        steps, forwards = turns(training), turns(forward)
+    # One shape only, so PyTorch may try out which convolution is fastest.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+        for run in (*training.values(), *forward.values()):
+            run()
+        with common.measuring():
+            steps, forwards = turns(training), turns(forward)
     sides = {
         name: {
             kind: common.spread(times[name])
@@ -420,17 +435,24 @@ def without_padding(corpus: Corpus, preset: Preset) -> Corpus:
 
 def compile_part(corpus: Corpus, preset: Preset, part: int, parts: int) -> None:
     """Compile every so many of the programs that are measured, from the ``part``-th."""
-    theirs = Theirs(corpus, autocast=True, compiled=True)
+
+    @functools.cache
+    def their_side() -> Theirs:
+        return Theirs(corpus, autocast=True, compiled=True)
 
     def bucket_of_theirs(bucket: int) -> None:
+        theirs = their_side()
         rows = np.resize(np.flatnonzero(corpus.buckets.bucket_of == bucket), corpus.buckets.batch_sizes[bucket])
         theirs.run([theirs.tensors(corpus, rows, corpus.buckets.bounds[bucket], lists=False)])
 
     flat = without_padding(corpus, preset)
     programs: list[Callable[[], object]] = [
-        lambda: Ours(corpus, corpus.fast, ("train",), preset),
+        *(
+            functools.partial(Ours, corpus, corpus.fast, ("train",), preset, [bucket])
+            for bucket in range(len(corpus.buckets))
+        ),
         lambda: Ours(flat, corpus.fast, ("train", "eval")),
-        lambda: theirs.run([theirs.tensors(flat, np.arange(preset.batch), None, lists=False)]),
+        lambda: their_side().run([their_side().tensors(flat, np.arange(preset.batch), None, lists=False)]),
         *(functools.partial(bucket_of_theirs, bucket) for bucket in range(len(corpus.buckets))),
     ]
     for build in programs[part::parts]:
@@ -472,8 +494,8 @@ def epoch_throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, floa
         return ready[id(batch)]
 
     sides = {
-        "L0": Side(random, longest, lambda group: l0.run(map(loaded, group), preset.parts)),
-        "L1": Side(grouped, longest, lambda group: l1.run(map(kept, group), preset.parts)),
+        "L0": Side(random, longest, lambda group: l0.run(map(loaded, group), preset.parts), int(gpu)),
+        "L1": Side(grouped, longest, lambda group: l1.run(map(kept, group), preset.parts), int(gpu)),
         # A graph is recorded in the second call of a shape.
         "L2": Side(plan, bound, lambda group: l2.run(map(kept, group), preset.parts), warmups=3 * gpu),
         f"ours {corpus.fast}": Side(plan, bound, ours.run, warmups=int(gpu)),
