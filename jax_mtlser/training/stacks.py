@@ -108,7 +108,7 @@ class Layout:
             rates: peak learning rates.
             encoder, heads: shares of the peak at this step.
         """
-        rates = rates.replace(encoder=encoder * rates.encoder, heads=heads * rates.heads)
+        rates = dataclasses.replace(rates, encoder=encoder * rates.encoder, heads=heads * rates.heads)
         slots: dict[str, list[Slot]] = {}
         for slot in self.slots:
             slots.setdefault(slot.stack, []).append(slot)
