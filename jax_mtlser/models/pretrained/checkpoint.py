@@ -145,7 +145,9 @@ def encoder_parameters(weights: Path, arch: EncoderArchitecture) -> tuple[Tree, 
 
 
 def _left_out(config: Path, arch: EncoderArchitecture) -> set[str]:
-    """Keys of the layers that the checkpoint has behind the last one of ``arch``."""
+    """Keys of the layers that the checkpoint has behind the last one of ``arch``; none where no config tells."""
+    if not config.is_file():
+        return set()
     whole = dataclasses.replace(arch, num_hidden_layers=read_architecture(config).num_hidden_layers)
     kept = {key for entry in entries(arch) for key in entry.keys}
     return {key for entry in entries(whole) for key in entry.keys} - kept
