@@ -14,6 +14,15 @@ A probe: emotion alone on the frozen encoder (a weighted average of all layers, 
 
     python train.py --config configs/whisper_tiny.py:probe --workdir runs/probe --config.corpus.path=FOLDER
 
+The probe that fine-tuning has to beat: logistic regression on the means of the encoder's second layer, in place of
+training:
+
+    python train.py --config configs/whisper_tiny.py:regression --workdir runs/regression --config.corpus.path=FOLDER
+
+Fine-tuning from there, all four tasks on two layers:
+
+    python train.py --config configs/whisper_tiny.py:fitted --workdir runs/fitted --config.corpus.path=FOLDER
+
 Does a task help where speakers are not known? Emotion with every subset of the other tasks (the paper's Table 4), from
 three seeds, 168 trainings:
 
@@ -35,6 +44,7 @@ from jax_mtlser.config import (
     EncoderConfig,
     Freeze,
     HeadInput,
+    HeadStart,
     LearningRateSchedule,
     ModelConfig,
     OptimizerConfig,
@@ -48,14 +58,14 @@ from jax_mtlser.config import (
 )
 from jax_mtlser.paper import task_subsets
 
-_RECIPES = ("", "probe", "subsets")
+_RECIPES = ("", "probe", "regression", "fitted", "subsets")
 
 
 def get_config(recipe: str = "") -> Config:
     """The configuration.
 
     Args:
-        recipe: ``probe``, ``subsets``, or nothing.
+        recipe: ``probe``, ``regression``, ``fitted``, ``subsets``, or nothing.
     """
     if recipe not in _RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}; there are {', '.join(filter(None, _RECIPES))}")
@@ -80,6 +90,13 @@ def get_config(recipe: str = "") -> Config:
         config.model.encoder.freeze, config.model.head_input = Freeze.ENCODER, HeadInput.WEIGHTED_SUM
         config.optimizer.head_learning_rate = 3e-3
         config.training.epochs = 15
+    if recipe in ("regression", "fitted"):
+        config.model.encoder.num_layers, config.model.head_start = 2, HeadStart.REGRESSION
+    if recipe == "regression":
+        config.weights = TaskWeights(alpha=0.0, beta=0.0, gamma=0.0)
+        config.model.encoder.freeze, config.training.epochs = Freeze.ENCODER, 0
+    if recipe == "fitted":
+        config.optimizer.learning_rate, config.training.epochs = 1e-5, 2
     if recipe == "subsets":
         config.variants, config.protocol.repeats = task_subsets(config.weights), 3
         config.training.tensorboard = False

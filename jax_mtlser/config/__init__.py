@@ -8,7 +8,15 @@ small dataclass it needs. Enums, not strings, choose between behaviours.
 from jax_mtlser.config.corpus import AudioConfig, ClassSet, CorpusConfig, CorpusKind, CorpusPart, DemoConfig
 from jax_mtlser.config.dicts import architecture_from_dict, from_dict, to_dict
 from jax_mtlser.config.errors import ConfigError
-from jax_mtlser.config.model import EncoderConfig, Freeze, HeadInput, ModelConfig, VocabularyConfig, VocabularySource
+from jax_mtlser.config.model import (
+    EncoderConfig,
+    Freeze,
+    HeadInput,
+    HeadStart,
+    ModelConfig,
+    VocabularyConfig,
+    VocabularySource,
+)
 from jax_mtlser.config.protocol import Mates, ProtocolConfig, ProtocolKind
 from jax_mtlser.config.run import Config
 from jax_mtlser.config.training import (
@@ -42,6 +50,7 @@ __all__ = [
     "Freeze",
     "HeadInput",
     "HeadMode",
+    "HeadStart",
     "LearningRateSchedule",
     "Mates",
     "ModelConfig",

@@ -6,7 +6,7 @@ from typing import Any
 
 from jax_mtlser.architecture import Wav2Vec2Architecture
 
-__all__ = ["EncoderConfig", "Freeze", "HeadInput", "ModelConfig", "VocabularyConfig", "VocabularySource"]
+__all__ = ["EncoderConfig", "Freeze", "HeadInput", "HeadStart", "ModelConfig", "VocabularyConfig", "VocabularySource"]
 
 
 class VocabularySource(enum.Enum):
@@ -31,6 +31,15 @@ class HeadInput(enum.Enum):
 
     LAST = "last"  # the encoder's output
     WEIGHTED_SUM = "weighted_sum"  # each head's own learned average of all layers, each normalised (SUPERB)
+
+
+class HeadStart(enum.Enum):
+    """Where the heads of utterances (emotion, gender, speaker) start; the speech recognition head is not meant."""
+
+    RANDOM = "random"  # the paper
+    # Logistic regression on what the heads read before anything is trained (linear probing, then fine-tuning; Kumar et
+    # al. 2022). Without epochs this is the whole training: the probe that results should be compared with.
+    REGRESSION = "regression"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -107,9 +116,14 @@ class ModelConfig:
     Attributes:
         encoder: shared by all tasks.
         head_input: what the heads read.
+        head_start: the heads before the first step.
+        regression_c: with ``HeadStart.REGRESSION``: inverse strength of its penalty, scikit-learn's ``C``, on means that
+            were given zero mean and unit variance.
         vocabulary: of the speech recognition head.
     """
 
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     head_input: HeadInput = HeadInput.LAST
+    head_start: HeadStart = HeadStart.RANDOM
+    regression_c: float = 0.1
     vocabulary: VocabularyConfig = dataclasses.field(default_factory=VocabularyConfig)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jax_mtlser.architecture import EncoderFamily
 from jax_mtlser.config.corpus import CorpusConfig, CorpusKind, CorpusPart
 from jax_mtlser.config.errors import ConfigError
-from jax_mtlser.config.model import EncoderConfig, Freeze
+from jax_mtlser.config.model import EncoderConfig, Freeze, HeadStart
 from jax_mtlser.config.protocol import Mates, ProtocolConfig, ProtocolKind
 from jax_mtlser.config.run import Config
 from jax_mtlser.config.training import HeadMode, Selection, TaskWeights, TrainingConfig, WeightingMethod
@@ -113,7 +113,13 @@ def _problems(config: Config) -> list[str]:
 
     protocol, training = config.protocol, config.training
     problems += _protocol_problems(protocol)
-    positive(protocol__repeats=protocol.repeats, training__epochs=training.epochs)
+    positive(protocol__repeats=protocol.repeats, model__regression_c=config.model.regression_c)
+    fitted = config.model.head_start is HeadStart.REGRESSION
+    require(
+        training.epochs > 0 or (fitted and training.epochs == 0),
+        f"training.epochs is {training.epochs}; it must be greater than 0, or 0 with "
+        "--config.model.head_start=regression, which then is the whole training",
+    )
     require(training.seed >= 0, f"training.seed is {training.seed}; it must be 0 or greater")
     fraction(protocol__validation_fraction=protocol.validation_fraction)
     validating_mates = protocol.mate_column != "" and protocol.mates is Mates.VALIDATION

@@ -1,6 +1,7 @@
 """What the members of an experiment share: corpus, shapes, encoder, devices, compiled programs."""
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jax_mtlser.config import (
     EncoderConfig,
     Freeze,
     HeadInput,
+    HeadStart,
     Precision,
     VocabularySource,
 )
@@ -49,9 +51,11 @@ from jax_mtlser.models.pretrained import (
     open_encoder,
 )
 from jax_mtlser.models.transformer import EncoderOptions
+from jax_mtlser.training import processes
 from jax_mtlser.training.frozen_corpus import frozen_corpus
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
+from jax_mtlser.training.regression import fit_heads
 from jax_mtlser.training.sharding import CompiledSteps, make_mesh
 from jax_mtlser.training.step import Knobs, StepSpec, TrainState
 
@@ -318,8 +322,15 @@ class Experiment:
         per_epoch = len(plan_epoch(member.parts.train, self.buckets, seed=0, epoch=0))
         return steps.put(knobs(self.config, per_epoch, per_epoch * self.config.training.epochs))
 
-    def initial_state(self, member: Member, steps: CompiledSteps) -> TrainState:
-        """Pre-trained encoder, random heads; a head that the checkpoint has for the same symbols is taken over."""
+    def initial_state(self, member: Member, judge: Judge, corpus: Any) -> TrainState:
+        """Pre-trained encoder, heads as configured; one that the checkpoint has for the same symbols is taken over.
+
+        Args:
+            member: which one.
+            judge: of the member.
+            corpus: on the devices.
+        """
+        steps = judge.steps
         params = dict(steps.init_params(member.seed))
         loaded = self._pretrained()
         if loaded is not None:
@@ -328,7 +339,36 @@ class Experiment:
             if loaded.ctc is not None and "asr_head" in params:
                 logits = {"kernel": loaded.ctc.kernel, "bias": loaded.ctc.bias}
                 params["asr_head"] = {**params["asr_head"], "logits": steps.put(logits)}
+        if self.config.model.head_start is HeadStart.REGRESSION:
+            for head, fitted in self._regression(member, judge, params, corpus).items():
+                params[head] = {**params[head], "logits": steps.put(fitted)}
         return steps.init_state(params, member.seed)
+
+    def _regression(self, member: Member, judge: Judge, params: Any, corpus: Any) -> dict[str, Any]:
+        """Fitted parameters of the heads that have labels and a weight, on the member's training part."""
+        started = time.perf_counter()
+        pooled = self._pooled(judge, params, corpus)
+        sizes = {task: size for task, size in dataclasses.asdict(judge.steps.spec.model.sizes).items() if size}
+        sizes = {task: size for task, size in sizes.items() if task not in judge.untrained}
+        found = fit_heads(pooled, judge.source.targets, member.parts.train, sizes, c=self.config.model.regression_c)
+        shown = ", ".join(f"{task} {accuracy:.3f}" for task, (_, accuracy) in found.items())
+        seconds = time.perf_counter() - started
+        self.display.line(
+            f"{member.name}: heads start at a regression (right on the training part: {shown}; {seconds:.1f} s)"
+        )
+        # One process's answer: the last bits depend on its library.
+        return {f"{task}_head": _from_first(fitted) for task, (fitted, _) in found.items()}
+
+    def _pooled(self, judge: Judge, params: Any, corpus: Any) -> Any:
+        """What heads read of every utterance before training; for a checkpoint's encoder, computed once."""
+        spec, weights = judge.steps.spec, self.encoder.weights
+        model = (spec.model.arch, spec.model.options, spec.model.head_input, spec.plain, spec.normalize_waveform)
+        wanted = (weights, *model, id(self.audio))  # the id stands for the samples, as below
+        if weights is not None and self.shared.pooled is not None and self.shared.pooled[0] == wanted:
+            return self.shared.pooled[1]
+        pooled = judge.pooled(params, corpus, range(len(self.manifest.utterances)))
+        self.shared.pooled = (wanted, pooled, self.audio)
+        return pooled
 
     def _pretrained(self) -> "_Pretrained | None":
         """The checkpoint's weights, read once."""
@@ -431,12 +471,14 @@ class _Shared:
         loaded: the weights that were read last, by file and whether a CTC head was wanted: one encoder's at a time,
             they are large.
         resident: the corpus on the devices, by its place, padding and samples.
+        pooled: what heads read of it before training, by encoder and samples.
     """
 
     encoders: list[tuple[EncoderConfig, PretrainedEncoder]]
     steps: list[tuple[Any, CompiledSteps]] = dataclasses.field(default_factory=list)
     loaded: tuple[tuple[Path, bool], _Pretrained] | None = None
     resident: tuple[tuple[Any, ...], Any, PackedAudio] | None = None
+    pooled: tuple[tuple[Any, ...], Any, PackedAudio] | None = None
 
     def encoder(self, config: EncoderConfig) -> PretrainedEncoder:
         """The encoder with these settings, found once."""
@@ -445,6 +487,14 @@ class _Shared:
                 return encoder
         self.encoders.append((config, open_encoder(config)))
         return self.encoders[-1][1]
+
+
+def _from_first(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The first process's arrays (float32), in all processes."""
+    if processes.alone():
+        return arrays
+    told = processes.from_first({name: array.tolist() for name, array in arrays.items()})
+    return {name: np.asarray(values, np.float32) for name, values in told.items()}
 
 
 def _mesh(config: Config, other: Experiment | None = None) -> Any:

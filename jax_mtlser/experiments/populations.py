@@ -76,9 +76,10 @@ class Populations:
         judge, places = trainees[0].judge, self._places(first, len(trainees))
         if len(trainees) > 1:
             display.line(f"training together: {', '.join(trainee.name for trainee in trainees)}")
-        seconds = first.compile(judge.steps, names=("train", "eval") if places == 1 else ("eval",))
+        trains = first.config.training.epochs > 0
+        seconds = first.compile(judge.steps, names=("train", "eval") if trains and places == 1 else ("eval",))
         steps = first.steps_of(judge.steps.spec.model.sizes, judge.steps.spec.blank, places)
-        if places > 1:
+        if trains and places > 1:
             seconds += first.compile(steps, names=("train",))
 
         def finished(trainee: Trainee, trained: Trained) -> None:
@@ -108,7 +109,7 @@ class Populations:
             member.parts.test,
             config=experiment.config.training,
             seed=member.seed,
-            initial_state=lambda: experiment.initial_state(member, judge.steps),
+            initial_state=lambda: experiment.initial_state(member, judge, experiment.resident_corpus(judge.steps)),
             like=dataclasses.replace(judge.steps.state_shapes(), key=key),
             knobs=experiment.knobs_of(member, judge.steps),
             corpus=experiment.resident_corpus(judge.steps),

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_mtlser.architecture import EncoderArchitecture
@@ -18,9 +19,10 @@ from jax_mtlser.models.layers import masked_mean
 from jax_mtlser.models.speech_encoder import speech_encoder
 from jax_mtlser.models.transformer import EncoderOptions, EncoderOutput
 
-__all__ = ["TASKS", "HeadSizes", "MultitaskModel", "MultitaskOutput"]
+__all__ = ["TASKS", "UTTERANCE_TASKS", "HeadSizes", "MultitaskModel", "MultitaskOutput"]
 
-TASKS = ("emotion", "gender", "speaker", "asr")
+UTTERANCE_TASKS = ("emotion", "gender", "speaker")  # one label each
+TASKS = (*UTTERANCE_TASKS, "asr")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class MultitaskOutput:
         asr: [B, T, V].
         frame_lengths: [B] frames that belong to each utterance.
         embedding: [B, D] frames averaged over the utterance (v* in the paper).
+        pooled: [B, D] what the heads of utterances read as long as they weigh all layers alike: with
+            ``HeadInput.LAST``, the embedding.
     """
 
     emotion: Array | None
@@ -55,6 +59,7 @@ class MultitaskOutput:
     asr: Array | None
     frame_lengths: Array
     embedding: Array
+    pooled: Array
 
 
 class MultitaskModel(nn.Module):
@@ -149,8 +154,9 @@ class MultitaskModel(nn.Module):
                 x = jax.tree.map(lambda layer: scale_gradient(layer, gradient_factors[task]), x)
             return getattr(self, f"{task}_head")(x, train=train)
 
-        tasks = [task for task in ("emotion", "gender", "speaker") if getattr(self.sizes, task)]
+        tasks = [task for task in UTTERANCE_TASKS if getattr(self.sizes, task)]
         classes = dict(zip(tasks, utterance_logits([inputs(task) for task in tasks]), strict=True))
+        pooled = shared[1] if isinstance(shared[1], list) else [shared[1]]
         return MultitaskOutput(
             emotion=classes.get("emotion"),
             gender=classes.get("gender"),
@@ -158,6 +164,7 @@ class MultitaskModel(nn.Module):
             asr=logits(inputs("asr")) if self.sizes.asr else None,
             frame_lengths=encoded.lengths,
             embedding=masked_mean(encoded.frames, encoded.mask),
+            pooled=sum(layer.astype(jnp.float32) for layer in pooled) / len(pooled),
         )
 
     def _frames_and_means(self, encoded: EncoderOutput) -> tuple[Any, Any]:

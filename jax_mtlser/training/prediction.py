@@ -1,20 +1,22 @@
 """From evaluation steps to one :class:`Prediction` per utterance."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32
 
 from jax_mtlser.corpora.manifest import Manifest
-from jax_mtlser.data.batch_plan import FILL, plan_in_order
+from jax_mtlser.data.batch_plan import FILL, PlannedBatch, plan_in_order
 from jax_mtlser.data.batches import BatchSource, prefetch
 from jax_mtlser.data.labels import LabelMaps
 from jax_mtlser.data.vocabulary import Vocabulary
 from jax_mtlser.evaluation.predictions import Part, Prediction
 from jax_mtlser.training.losses import LossSums
 from jax_mtlser.training.sharding import CompiledSteps
+from jax_mtlser.training.step import Evaluation
 
 __all__ = ["Judge", "Judged"]
 
@@ -57,14 +59,26 @@ class Judge:
         """Evaluate ``rows`` of the manifest."""
         found: dict[int, Prediction] = {}
         losses: LossSums | None = None
-        batches = plan_in_order(rows, self.source.buckets)
-        for planned, batch in prefetch(lambda p: self.steps.put_batch(self.source.get(p)), batches):
-            result = jax.device_get(self.steps.evaluate(planned.bucket, params, batch, corpus))
+        for planned, evaluation in self._evaluated(params, corpus, rows):
+            result = jax.device_get(evaluation)
             losses = result.losses if losses is None else losses + result.losses
             for place, row in enumerate(planned.rows):
                 if row != FILL:
                     found[int(row)] = self._prediction(int(row), part, result, place)
         return Judged([found[row] for row in rows], losses)
+
+    def pooled(self, params: Any, corpus: Any, rows: Sequence[int]) -> Float32[np.ndarray, "N D"]:
+        """What the heads of utterances read before they learn, for each of ``rows``."""
+        found: dict[int, np.ndarray] = {}
+        for planned, evaluation in self._evaluated(params, corpus, rows):
+            pooled = jax.device_get(evaluation.pooled)
+            found.update((int(row), pooled[place]) for place, row in enumerate(planned.rows) if row != FILL)
+        return np.stack([found[row] for row in rows])
+
+    def _evaluated(self, params: Any, corpus: Any, rows: Sequence[int]) -> Iterator[tuple[PlannedBatch, Evaluation]]:
+        batches = plan_in_order(rows, self.source.buckets)
+        for planned, batch in prefetch(lambda p: self.steps.put_batch(self.source.get(p)), batches):
+            yield planned, self.steps.evaluate(planned.bucket, params, batch, corpus)
 
     def _prediction(self, row: int, part: Part, result: Any, place: int) -> Prediction:
         utterance, maps = self.manifest.utterances[row], self.maps

@@ -191,6 +191,7 @@ class Evaluation:
         emotion, gender, speaker: float32 [B, C] probabilities; None without the head.
         symbols: int32 [B, T] most probable symbol of each frame; None without the head.
         frame_lengths: int32 [B].
+        pooled: float32 [B, D]; see :class:`~jax_mtlser.models.multitask.MultitaskOutput`.
     """
 
     losses: LossSums
@@ -199,6 +200,7 @@ class Evaluation:
     speaker: Array | None
     symbols: Array | None
     frame_lengths: Array
+    pooled: Array
 
 
 def create_state(spec: StepSpec, params: Any, seed: Array) -> TrainState:
@@ -313,6 +315,7 @@ def eval_step(spec: StepSpec, num_samples: int, params: Any, batch: Batch, corpu
         speaker=probabilities(output.speaker),
         symbols=None if output.asr is None else jnp.argmax(output.asr, axis=-1).astype(jnp.int32),
         frame_lengths=output.frame_lengths,
+        pooled=output.pooled,
     )
 
 

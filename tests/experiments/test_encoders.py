@@ -2,27 +2,32 @@
 
 import functools
 import io
+import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 from rich.console import Console
 from tiny import saved_parameters, tiny_config, write_corpus
 
 from jax_mtlser import cli
 from jax_mtlser.architecture import WhisperArchitecture
-from jax_mtlser.config import Config, ConfigError, Freeze, HeadInput, Residency
+from jax_mtlser.config import Config, ConfigError, Freeze, HeadInput, HeadStart, Residency, Selection
+from jax_mtlser.corpora.manifest import read_manifest
 from jax_mtlser.evaluation.predictions import read_predictions
 from jax_mtlser.experiments import experiment
 from jax_mtlser.experiments.runner import evaluate_run, train_run
+from jax_mtlser.models.layer_norm import standardised
 from jax_mtlser.models.pretrained import encoder_parameters, export_encoder
 from jax_mtlser.models.speech_encoder import speech_encoder
 from jax_mtlser.models.transformer import EncoderOptions
 from jax_mtlser.run_folder import RunFolder, read_json
 from jax_mtlser.training.checkpoint import load_model_description
 from jax_mtlser.training.progress import Display
+from jax_mtlser.training.regression import logistic_regression
 
 ARCH = WhisperArchitecture(
     hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, num_mel_bins=8,
@@ -157,6 +162,68 @@ def test_frames_are_kept_only_where_they_fit_and_come_from_a_checkpoint(corpus, 
     assert kept(checkpoint="") is None
     monkeypatch.setattr("jax_mtlser.experiments.kept_frames.fits_on_device", lambda entries, each: False)
     assert kept() is None
+
+
+@pytest.mark.parametrize("head_input", HeadInput)
+def test_without_epochs_a_run_is_a_regression_on_what_the_checkpoint_hears(corpus, checkpoint, tmp_path, head_input):
+    config = _config(corpus, checkpoint)
+    config.model.head_start, config.model.head_input, config.training.epochs = HeadStart.REGRESSION, head_input, 0
+    config.protocol.only_folds, config.protocol.validation_fraction = (), 0.0
+    config.training.selection, config.training.population = Selection.LAST, 2
+    run, text = RunFolder(tmp_path / "run"), io.StringIO()
+    assert train_run(config, run.path, Display(Console(file=text, width=200))) == 0, text.getvalue()
+    assert text.getvalue().count("heads start at a regression") == 2
+    assert evaluate_run(run.path, display()) == []
+    assert (run.path / "report" / "index.html").exists()
+
+    loaded, _ = encoder_parameters(checkpoint / "model.safetensors", ARCH)
+    manifest = read_manifest(corpus)
+    module = speech_encoder(ARCH, EncoderOptions())
+
+    def pooled_frames(path: Path) -> np.ndarray:
+        audio = soundfile.read(path, dtype="float32")[0][None]
+        output = module.apply(
+            {"params": loaded}, audio, jnp.array([audio.shape[1]]), train=False, output_hidden_states=True
+        )
+        layers = [output.frames[0]]
+        if head_input is HeadInput.WEIGHTED_SUM:
+            layers = [standardised(layer[0]) for layer in (*output.hidden_states[:-1], output.frames)]
+        return np.mean([np.mean(layer, axis=0) for layer in layers], axis=0)
+
+    x = {utterance.id: pooled_frames(utterance.path) for utterance in manifest.utterances}
+    for fold in (0, 1):
+        member = run.member(f"r0_f{fold}")
+        params = saved_parameters(run.path, member.path.name)
+        jax.tree.map(np.testing.assert_array_equal, params["encoder"], loaded)
+        tested = {prediction.id: prediction for prediction in read_predictions(member.predictions)}
+        train = [utterance for utterance in manifest.utterances if utterance.id not in tested]
+        classes = load_model_description(member.model)["labels"]["emotion"]
+        labels = np.array([classes.index(utterance.emotion) for utterance in train])
+        kernel, bias = logistic_regression(np.stack([x[u.id] for u in train]), labels, len(classes), c=0.1)
+        for name, prediction in tested.items():
+            logits = x[name] @ kernel + bias
+            expected = np.exp(logits) / np.exp(logits).sum()
+            np.testing.assert_allclose(prediction.emotion_probabilities, expected, atol=2e-3)
+
+
+def test_training_goes_on_from_the_regression(corpus, checkpoint, tmp_path):
+    losses = {}
+    for start in HeadStart:
+        config = _config(corpus, checkpoint)
+        config.model.head_start, config.training.log_every_steps = start, 1
+        config.optimizer.learning_rate = 1e-9
+        run = RunFolder(tmp_path / start.value)
+        assert train_run(config, run.path, display()) == 0
+        lines = [json.loads(line) for line in run.member("r0_f0").metrics.read_text().splitlines()]
+        losses[start] = [line["loss_speaker"] for line in lines if line["kind"] == "train"]
+    assert max(losses[HeadStart.REGRESSION]) < min(losses[HeadStart.RANDOM])
+
+
+def test_no_epochs_and_random_heads_are_refused(corpus, checkpoint, tmp_path):
+    config = _config(corpus, checkpoint)
+    config.training.epochs = 0
+    with pytest.raises(ConfigError, match=r"training.epochs is 0; .*--config.model.head_start=regression"):
+        train_run(config, tmp_path / "run", display())
 
 
 def test_more_audio_than_the_encoder_takes_is_refused_before_decoding(corpus, checkpoint, tmp_path):

@@ -260,6 +260,7 @@ def _batch_and_output():
         asr=jnp.asarray(rng.standard_normal((6, FRAMES, SYMBOLS)), jnp.float32),
         frame_lengths=jnp.asarray(frames),
         embedding=jnp.zeros((6, 2)),
+        pooled=jnp.zeros((6, 2)),
     )
     return batch, output
 
