@@ -14,7 +14,7 @@ import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ __all__ = [
 
 # Grouped convolutions with more taps than this are wide.
 _WIDE = 8
+# Frames of a batch, up to which a CPU computes a wide grouped convolution without its gradient as it is.
+_FEW_FRAMES = 512
 # Outputs that a wide grouped convolution computes together on an accelerator.
 _BLOCK = 8
 # Below this many input values per stride step, one product on unfolded windows beats several thin ones.
@@ -344,12 +346,15 @@ def same_grouped_conv(
     """Grouped convolution over time, zero-padded by ``K // 2`` on the left and to length ``T`` on the right.
 
     ``kernel`` has ``G`` input channels per group, hence ``D // G`` groups. Grouped convolutions of wide kernels are slow
-    everywhere: on CPU they go through the Fourier transform in float32 instead, on accelerators through one matrix
-    product per group (cuDNN's own took two fifths of a training step of wav2vec2-base on an H200).
+    everywhere: on CPU they go through the Fourier transform in float32 instead, few frames without a gradient excepted;
+    on accelerators through one matrix product per group (cuDNN's own took two fifths of a training step of wav2vec2-base
+    on an H200).
     """
     if kernel.shape[0] > _WIDE and not is_plain():
         if on_cpu():
-            return _fft_grouped_conv(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(dtype)
+            transformed = x.shape[0] * x.shape[1] > _FEW_FRAMES
+            convolve = _fft_grouped_conv if transformed else _short_grouped_conv
+            return convolve(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(dtype)
         return in_rows(_blocked_grouped_conv(in_rows(x.astype(dtype)), kernel, dtype))
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     return _grouped_conv_apart(x, kernel) if on_cpu() and _chosen.get().batched else _grouped_conv(x, kernel)
@@ -429,6 +434,19 @@ def _blocked_grouped_conv(
     output = einsum("gnk,gkp->gnp", windows.reshape(groups, batch * blocks, -1), weight, dtype)
     output = output.reshape(groups, batch, blocks, block, size).transpose(1, 2, 3, 0, 4)
     return output.reshape(batch, blocks * block, channels)[:, :frames]
+
+
+@jax.custom_vjp
+def _short_grouped_conv(x: Array, kernel: Array) -> Array:
+    """Without a gradient as it is: to transform the kernel alone would take longer. With one, by Fourier transform."""
+    return _grouped_conv(x, kernel)
+
+
+def _short_backward(transposed: Callable[[Array], tuple[Array, Array]], cotangent: Array) -> tuple[Array, Array]:
+    return transposed(cotangent)
+
+
+_short_grouped_conv.defvjp(lambda x, kernel: jax.vjp(_fft_grouped_conv, x, kernel), _short_backward)
 
 
 def _fft_grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"]) -> Float[Array, "B T D"]:

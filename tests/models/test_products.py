@@ -106,16 +106,29 @@ def test_grouped_convolution_and_its_gradients_equal_pytorch(width, group_size, 
 
 @pytest.mark.parametrize(("platform", "instead"), [("cpu", "fft"), ("gpu", "dot_general")])
 def test_wide_kernels_avoid_the_convolution_and_narrow_ones_do_not(platform, instead):
-    def primitives(width):
+    def primitives(width, frames, function=lambda convolve: convolve):
         def convolve(x, kernel):
             with products.formulation(platform=platform):
-                return products.same_grouped_conv(x, kernel, jnp.float32)
+                return products.same_grouped_conv(x, kernel, jnp.float32).sum()
 
-        return _primitives(jax.make_jaxpr(convolve)(jnp.ones((1, 20, 4)), jnp.ones((width, 2, 4))))
+        return _primitives(jax.make_jaxpr(function(convolve))(jnp.ones((1, frames, 4)), jnp.ones((width, 2, 4))))
 
-    assert instead in primitives(9)
-    assert "conv_general_dilated" not in primitives(9)
-    assert "conv_general_dilated" in primitives(8)
+    for found in (primitives(9, 600), primitives(9, 20, jax.value_and_grad)):
+        assert instead in found
+        assert "conv_general_dilated" not in found
+    assert "conv_general_dilated" in primitives(8, 600)
+    few = primitives(9, 20)
+    assert ("conv_general_dilated" in few, instead in few) == ((True, False) if platform == "cpu" else (False, True))
+
+
+@pytest.mark.parametrize("frames", [40, 300])
+def test_with_few_frames_or_many_a_wide_convolution_without_gradient_is_the_same(frames):
+    x, kernel = _normal(2, frames, 12), _normal(16, 4, 12, seed=1) / np.float32(8)
+    with products.formulation(platform="cpu"):
+        found = products.same_grouped_conv(x, kernel, jnp.float32)
+    with products.formulation(plain=True):
+        expected = products.same_grouped_conv(x, kernel, jnp.float32)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------------
