@@ -3,7 +3,8 @@
     python benchmarks/inference.py --preset cpu --lengths FILE.npz
     python benchmarks/inference.py --preset gpu --lengths FILE.npz
 
-wav2vec2-base with four heads on both sides; ours is the evaluation program that training and testing run, PyTorch is
+wav2vec2-base with four heads on both sides; ours is the evaluation program that training and testing run, and of single
+utterances also what ``jax-mtlser predict`` and the page run, which pad to one of a few lengths; PyTorch is
 transformers' model with SDPA attention, eagerly in float32 and under bfloat16 autocast, and on a GPU also compiled for
 each length with CUDA graphs. Sides take turns; compilation and each shape's first call are not counted. The paper's
 cost columns are given per length: operations with "1 MAC = 2 FLOP", and milliseconds per utterance. Needs the extra
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import jax.numpy as jnp
 import numpy as np
 import torch
 import workload
@@ -26,6 +28,11 @@ from train_step import Corpus, Ours, Theirs, evenly, in_groups
 from jax_mtlser import runtime
 from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.data.batch_plan import plan_in_order
+from jax_mtlser.data.vocabulary import paper_vocabulary
+from jax_mtlser.inference.ensemble import Ensemble
+from jax_mtlser.inference.recognition import Asked
+from jax_mtlser.inference.trained_model import TrainedModel
+from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +95,26 @@ def their_sides(corpus: Corpus) -> dict[str, Theirs]:
     return sides
 
 
+def as_predict(corpus: Corpus, params: Any) -> Ensemble:
+    """A trained model of these parameters, as it is put to use."""
+    names = {"emotion": workload.EMOTIONS, "gender": workload.GENDERS, "speaker": workload.SPEAKERS}
+    vocabulary = paper_vocabulary()
+    sizes = names | {"asr": workload.SYMBOLS + 1}
+    if len(vocabulary.symbols) != sizes["asr"]:
+        raise SystemExit(f"the paper's vocabulary has {len(vocabulary.symbols)} symbols, the workload {sizes['asr']}")
+    description = {
+        "heads": sizes,
+        "labels": {task: [f"{task}{number}" for number in range(count)] for task, count in names.items()},
+        "vocabulary": vocabulary.to_dict(),
+        "untrained": [],
+        "audio": {"max_seconds": float(max(corpus.audio.lengths)) / SAMPLE_RATE},
+        "normalize_waveform": True,
+    }
+    model = MultitaskModel(corpus.arch, HeadSizes(**sizes))
+    member = TrainedModel("benchmark", model, params, description, None)
+    return Ensemble([member], calibrated=False, dtype=getattr(jnp, corpus.fast), batch_seconds=None)
+
+
 def latency(encoder: str, preset: Preset) -> list[dict[str, Any]]:
     """One utterance at a time."""
     lengths = np.array([round(seconds * SAMPLE_RATE) for seconds in preset.seconds])
@@ -95,9 +122,12 @@ def latency(encoder: str, preset: Preset) -> list[dict[str, Any]]:
     buckets = workload.buckets_for(lengths, corpus.targets, corpus.arch, num_buckets=len(lengths), batch_size=1)
     corpus = dataclasses.replace(corpus, buckets=buckets)
     ours, theirs = Ours(corpus, corpus.fast, ("eval",)), their_sides(corpus)
+    ensemble, asked = as_predict(corpus, ours.params), Asked(speaker=True, transcript=True)
     rows = []
     for row, planned in enumerate(plan_in_order(np.arange(len(lengths)), buckets)):
         sides: dict[str, Callable[[], None]] = {f"ours {corpus.fast}": lambda planned=planned: ours.evaluate(planned)}
+        samples = [corpus.audio[row]]
+        sides[f"ours {corpus.fast}, as predict"] = lambda samples=samples: ensemble.scores(samples, asked)
         for name, side in theirs.items():
             sides[name] = functools.partial(side.evaluate, [side.tensors(corpus, np.array([row]), None, lists=False)])
         for run in [*sides.values()] * 2:

@@ -17,7 +17,7 @@ from jax_mtlser.data.batch_plan import FILL, Buckets, plan_in_order
 from jax_mtlser.data.batches import waveform
 from jax_mtlser.inference.recognition import Asked, Scores
 from jax_mtlser.inference.trained_model import ModelError, TrainedModel
-from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
+from jax_mtlser.models.multitask import HeadSizes, MultitaskModel, ready_to_multiply
 
 __all__ = ["Ensemble"]
 
@@ -191,10 +191,11 @@ class Ensemble:
                 compiler_options=runtime.compiler_options(),
             )
             # Heads that are not read are left out: members may differ in them, and still share programs.
-            params = [
+            read = [
                 {name: leaf for name, leaf in member.params.items() if name.removesuffix("_head") not in unused}
                 for member in self.members
             ]
+            params = [ready_to_multiply(own, self.dtype) for own in read]
             self._programs[asked] = function, params
         return self._programs[asked]
 

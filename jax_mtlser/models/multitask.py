@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jax_mtlser.architecture import EncoderArchitecture
@@ -19,10 +20,22 @@ from jax_mtlser.models.layers import masked_mean
 from jax_mtlser.models.speech_encoder import speech_encoder
 from jax_mtlser.models.transformer import EncoderOptions, EncoderOutput
 
-__all__ = ["TASKS", "UTTERANCE_TASKS", "HeadSizes", "MultitaskModel", "MultitaskOutput"]
+__all__ = ["TASKS", "UTTERANCE_TASKS", "HeadSizes", "MultitaskModel", "MultitaskOutput", "ready_to_multiply"]
 
 UTTERANCE_TASKS = ("emotion", "gender", "speaker")  # one label each
 TASKS = (*UTTERANCE_TASKS, "asr")
+
+
+def ready_to_multiply(params: Any, dtype: DTypeLike) -> Any:
+    """Parameters of the model with the encoder's kernels in the compute type: nothing that it says changes.
+
+    In training they are float32, and each step casts them; where they stay the same, once is enough.
+    """
+
+    def cast(path: tuple[Any, ...], leaf: Array) -> Array:
+        return leaf.astype(dtype) if path[0].key == "encoder" and path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_mtlser.architecture import EncoderFamily, FeatureNorm, Wav2Vec2Architecture, WhisperArchitecture
-from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
+from jax_mtlser.models.multitask import HeadSizes, MultitaskModel, ready_to_multiply
 from jax_mtlser.models.transformer import EncoderOptions
 
 _SMALL = {
@@ -230,3 +230,16 @@ def test_a_head_without_classes_is_left_out():
     assert output.emotion.shape == (2, 3)
     assert output.gender is output.speaker is output.asr is None
     assert set(variables["params"]) == {"encoder", "emotion_head"}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_kernels_that_were_cast_before_say_the_same(name):
+    length = BUCKETS[0] * _unit(name)
+    audio, lengths = _batch([_utterance(length, 0)], length)
+    cast = {"params": ready_to_multiply(_parameters(name)["params"], jnp.bfloat16)}
+    halved = [leaf for leaf in jax.tree.leaves(cast) if leaf.dtype == jnp.bfloat16]
+    assert len(halved) > 12
+    function = jax.jit(functools.partial(_model(name, jnp.bfloat16).apply, train=False), compiler_options=QUICK_COMPILE)
+    one, other = (_own(function(params, audio, lengths), 0) for params in (_parameters(name), cast))
+    for key, value in one.items():
+        np.testing.assert_array_equal(other[key], value)

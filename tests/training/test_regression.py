@@ -51,13 +51,15 @@ def test_what_does_not_vary_is_not_used():
     x = np.concatenate([x, np.full((len(x), 1), 3.7, np.float32)], axis=1)
     kernel, bias = logistic_regression(x, labels, 3, c=1.0)
     assert not kernel[-1].any()
-    assert np.isfinite(kernel).all() and np.isfinite(bias).all()
+    assert np.isfinite(kernel).all()
+    assert np.isfinite(bias).all()
 
 
 def test_a_class_that_nobody_names_is_finite_and_never_chosen():
     x, labels = _utterances(2)
     kernel, bias = logistic_regression(x, labels, 4, c=0.1)
-    assert np.isfinite(kernel).all() and np.isfinite(bias).all()
+    assert np.isfinite(kernel).all()
+    assert np.isfinite(bias).all()
     assert (_probabilities(x, kernel, bias)[:, 3] < 0.01).all()
 
 
