@@ -61,6 +61,9 @@ from jax_mtlser.training.step import Knobs, StepSpec, TrainState
 
 __all__ = ["Experiment", "experiments_by_variant"]
 
+# Numbers in one message between processes, about a megabyte.
+_TOLD_AT_ONCE = 50_000
+
 
 @dataclasses.dataclass
 class Experiment:
@@ -493,8 +496,12 @@ def _from_first(arrays: dict[str, Any]) -> dict[str, Any]:
     """The first process's arrays (float32), in all processes."""
     if processes.alone():
         return arrays
-    told = processes.from_first({name: array.tolist() for name, array in arrays.items()})
-    return {name: np.asarray(values, np.float32) for name, values in told.items()}
+    told = {}
+    for name, array in arrays.items():
+        parts = np.array_split(array.ravel(), -(-array.size // _TOLD_AT_ONCE))
+        values = [value for part in parts for value in processes.from_first(part.tolist())]
+        told[name] = np.asarray(values, np.float32).reshape(array.shape)
+    return told
 
 
 def _mesh(config: Config, other: Experiment | None = None) -> Any:

@@ -18,6 +18,7 @@ from jax_mtlser.config import (
     CorpusConfig,
     CorpusKind,
     EncoderConfig,
+    HeadStart,
     ModelConfig,
     OptimizerConfig,
     Precision,
@@ -127,7 +128,7 @@ def get_config(kind: str = "") -> Config:
 
     Args:
         kind: ``variants`` (behind a colon): two weights of gender, so four members of four epochs; ``hosts``: on two
-            devices, one member that no float32 parameter survives, and one that trains.
+            devices and from fitted heads, one member that no float32 parameter survives, and one that trains.
     """
     config = tiny_config(Path())
     if kind == "variants":
@@ -135,6 +136,6 @@ def get_config(kind: str = "") -> Config:
         config.variants = grid({"weights.alpha": (0.0, 0.4)})
     if kind == "hosts":
         config.training = dataclasses.replace(config.training, epochs=6, data_devices=2, checkpoint_every_steps=100)
-        config.protocol.only_folds = (0,)
+        config.protocol.only_folds, config.model.head_start = (0,), HeadStart.REGRESSION
         config.variants = grid({"optimizer.learning_rate": (1e38, 1e-3)})
     return config
