@@ -354,6 +354,11 @@ class Experiment:
         sizes = {task: size for task, size in dataclasses.asdict(judge.steps.spec.model.sizes).items() if size}
         sizes = {task: size for task, size in sizes.items() if task not in judge.untrained}
         found = fit_heads(pooled, judge.source.targets, member.parts.train, sizes, c=self.config.model.regression_c)
+        if not found:
+            raise ConfigError(
+                "model.head_start is regression, but no task with a weight has labels of two classes in the training "
+                "part; use --config.model.head_start=random"
+            )
         shown = ", ".join(f"{task} {accuracy:.3f}" for task, (_, accuracy) in found.items())
         seconds = time.perf_counter() - started
         self.display.line(

@@ -219,6 +219,15 @@ def test_training_goes_on_from_the_regression(corpus, checkpoint, tmp_path):
     assert max(losses[HeadStart.REGRESSION]) < min(losses[HeadStart.RANDOM])
 
 
+def test_a_regression_on_one_class_is_refused(checkpoint, tmp_path):
+    corpus = write_corpus(tmp_path, emotion=None, gender=None, speaker=None)
+    config = _config(corpus, checkpoint)
+    config.model.head_start = HeadStart.REGRESSION
+    text = io.StringIO()
+    assert train_run(config, tmp_path / "run", Display(Console(file=text, width=300))) != 0
+    assert "no task with a weight has labels of two classes in the training part" in text.getvalue()
+
+
 def test_no_epochs_and_random_heads_are_refused(corpus, checkpoint, tmp_path):
     config = _config(corpus, checkpoint)
     config.training.epochs = 0
