@@ -1,6 +1,7 @@
 """What has to be settled before JAX starts its backend: XLA flags, memory allocator, compilation cache."""
 
 import ctypes
+import functools
 import os
 import platform
 import sys
@@ -14,6 +15,7 @@ __all__ = [
     "compiler_options",
     "enable_compilation_cache",
     "has_bfloat16_products",
+    "has_tile_products",
     "prepare_xla",
     "tune_allocator",
     "versions",
@@ -95,11 +97,21 @@ def tune_allocator() -> bool:
 
 def has_bfloat16_products() -> bool:
     """Whether this processor multiplies bfloat16 matrices faster than float32 ones (Intel AMX, AVX-512 BF16)."""
+    return not _processor_flags().isdisjoint(("amx_bf16", "avx512_bf16"))
+
+
+def has_tile_products() -> bool:
+    """Whether this processor multiplies tiles of bfloat16 matrices (Intel AMX)."""
+    return "amx_bf16" in _processor_flags()
+
+
+@functools.cache
+def _processor_flags() -> frozenset[str]:
+    """What this processor has, in Linux' names; none where that is not told, so that it computes in float32."""
     try:
-        flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
+        return frozenset(Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split())
     except OSError:
-        return False  # not Linux; a processor that is not known to have them computes in float32
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+        return frozenset()
 
 
 def cache_root() -> Path:

@@ -23,6 +23,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jax_mtlser import runtime
+
 __all__ = [
     "affine",
     "einsum",
@@ -200,11 +202,38 @@ def _accumulate(spec: str, left: Array, right: Array) -> Array:
         return jnp.einsum(spec, left, right, precision=lax.Precision.HIGHEST)
     if not on_cpu():
         return jnp.einsum(spec, left, right, preferred_element_type=left.dtype)
-    if _chosen.get().batched or len(spec) > len("ri,io->ro"):
+    several = len(spec) > len("ri,io->ro")
+    if several and runtime.has_tile_products() and not _chosen.get().batched:
+        return _in_tiles(spec, left, right)
+    if several or _chosen.get().batched:
         # XLA's CPU backend does not run every batched bfloat16 product with a float32 result ("Unsupported element
         # type for DotThunk"). Products of bfloat16 values are exact in float32, so this computes the same.
         left, right = left.astype(jnp.float32), right.astype(jnp.float32)
     return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+
+
+def _in_tiles(spec: str, left: Array, right: Array) -> Array:
+    """A batched bfloat16 product, float32, as processors with AMX run it: five times as fast as in float32.
+
+    XLA's CPU backend runs every such product whose operands are [N, rows, K] and [N, K, columns] in memory, and not every
+    other: without the barrier it would move the transposes into the product.
+    """
+    inputs, output = spec.split("->")
+    one, other = inputs.split(",")
+    shared = [axis for axis in one if axis in other]
+    batch, summed = [axis for axis in shared if axis in output], [axis for axis in shared if axis not in output]
+    rows, columns = [axis for axis in one if axis not in other], [axis for axis in other if axis not in one]
+    sizes = {**dict(zip(one, left.shape, strict=True)), **dict(zip(other, right.shape, strict=True))}
+
+    def laid_out(x: Array, axes: str, *parts: list[str]) -> Array:
+        x = jnp.transpose(x, [axes.index(axis) for part in parts for axis in part])
+        return x.reshape([math.prod(sizes[axis] for axis in part) for part in parts])
+
+    operands = laid_out(left, one, batch, rows, summed), laid_out(right, other, batch, summed, columns)
+    product = jnp.einsum("nrk,nkc->nrc", *lax.optimization_barrier(operands), preferred_element_type=jnp.float32)
+    axes = [*batch, *rows, *columns]
+    product = product.reshape([sizes[axis] for axis in axes])
+    return jnp.transpose(product, [axes.index(axis) for axis in output])
 
 
 def _transposed(x: Float[Array, "R I"]) -> Float[Array, "I R"]:

@@ -141,6 +141,31 @@ SPECS = {
 }
 
 
+NEEDS_TILES = pytest.mark.skipif(not products.runtime.has_tile_products(), reason="no AMX on this processor")
+
+
+@pytest.mark.parametrize("tiles", [False, pytest.param(True, marks=NEEDS_TILES)])
+@pytest.mark.parametrize("spec", SPECS)
+def test_on_a_cpu_bfloat16_products_and_their_gradients_are_summed_in_float32(spec, tiles, monkeypatch):
+    monkeypatch.setattr(products.runtime, "has_tile_products", lambda: tiles)
+    inputs, output = spec.split("->")
+    sizes = dict(zip("bqkheriogpn", (3, 40, 70, 2, 64, 50, 96, 32, 2, 8, 5), strict=True))
+    left, right, cotangent = (
+        jnp.asarray(_normal(*(sizes[axis] for axis in axes), seed=number), jnp.bfloat16)
+        for number, axes in enumerate((*inputs.split(","), output))
+    )
+
+    def with_gradients(left, right, dtype):
+        value, pullback = jax.vjp(lambda a, b: products.einsum(spec, a, b, dtype), left, right)
+        return value, *pullback(cotangent.astype(dtype))
+
+    found = with_gradients(left, right, jnp.bfloat16)
+    expected = with_gradients(left.astype(jnp.float32), right.astype(jnp.float32), jnp.float32)
+    for one, other in zip(found, expected, strict=True):
+        # One rounding to bfloat16 at the end: half of its last place, of 8 bits.
+        np.testing.assert_allclose(np.asarray(one, np.float32), other, rtol=2**-8, atol=1e-4)
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_bfloat16_products_have_bfloat16_operands_forward_and_backward_on_accelerators(spec, monkeypatch):
     monkeypatch.setattr(products.jax, "default_backend", lambda: "gpu")
