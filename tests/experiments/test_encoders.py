@@ -180,15 +180,18 @@ def test_without_epochs_a_run_is_a_regression_on_what_the_checkpoint_hears(corpu
     manifest = read_manifest(corpus)
     module = speech_encoder(ARCH, EncoderOptions())
 
-    def pooled_frames(path: Path) -> np.ndarray:
-        audio = soundfile.read(path, dtype="float32")[0][None]
-        output = module.apply(
-            {"params": loaded}, audio, jnp.array([audio.shape[1]]), train=False, output_hidden_states=True
-        )
+    @jax.jit
+    def encoded(audio, length):
+        output = module.apply({"params": loaded}, audio[None], length[None], train=False, output_hidden_states=True)
         layers = [output.frames[0]]
         if head_input is HeadInput.WEIGHTED_SUM:
             layers = [standardised(layer[0]) for layer in (*output.hidden_states[:-1], output.frames)]
-        return np.mean([np.mean(layer, axis=0) for layer in layers], axis=0)
+        return layers, output.lengths[0]
+
+    def pooled_frames(path: Path) -> np.ndarray:
+        samples = soundfile.read(path, dtype="float32")[0]
+        layers, frames = encoded(np.pad(samples, (0, 16_000 - len(samples))), np.int32(len(samples)))
+        return np.mean([np.mean(layer[:frames], axis=0) for layer in layers], axis=0)
 
     x = {utterance.id: pooled_frames(utterance.path) for utterance in manifest.utterances}
     for fold in (0, 1):
