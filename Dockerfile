@@ -15,7 +15,8 @@ FROM python:3.12-slim-bookworm AS base
 ENV HOME=/mtlser \
     USER=mtlser \
     XDG_CACHE_HOME=/mtlser/cache \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1
 # Readable by everyone, and writable where runs, corpora, compiled programs and checkpoints go.
 RUN useradd --uid 1000 --home-dir /mtlser --shell /usr/sbin/nologin mtlser \
     && install -d -o mtlser -m 755 /mtlser \
@@ -28,7 +29,7 @@ COPY configs /mtlser/configs
 
 FROM base AS gpu
 # hadolint ignore=DL3013
-RUN --mount=type=cache,target=/root/.cache/pip pip install ".[demo,formats,cuda]"
+RUN pip install ".[demo,formats,cuda]"
 # What the container toolkit is to bring in from the host.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
@@ -41,7 +42,7 @@ CMD ["--help"]
 # Last, so it is what a build without --target makes.
 FROM base AS cpu
 # hadolint ignore=DL3013
-RUN --mount=type=cache,target=/root/.cache/pip pip install ".[demo,formats]"
+RUN pip install ".[demo,formats]"
 WORKDIR /mtlser
 VOLUME ["/mtlser/runs", "/mtlser/cache"]
 USER 1000
