@@ -351,8 +351,8 @@ class Experiment:
         """Fitted parameters of the heads that have labels and a weight, on the member's training part."""
         started = time.perf_counter()
         pooled = self._pooled(judge, params, corpus)
-        sizes = {task: size for task, size in dataclasses.asdict(judge.steps.spec.model.sizes).items() if size}
-        sizes = {task: size for task, size in sizes.items() if task not in judge.untrained}
+        every = dataclasses.asdict(judge.steps.spec.model.sizes)
+        sizes = {task: size for task, size in every.items() if size and task not in judge.untrained}
         found = fit_heads(pooled, judge.source.targets, member.parts.train, sizes, c=self.config.model.regression_c)
         if not found:
             raise ConfigError(

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import json
 from pathlib import Path
 
 import jax
@@ -24,7 +23,7 @@ from jax_mtlser.models.layer_norm import standardised
 from jax_mtlser.models.pretrained import encoder_parameters, export_encoder
 from jax_mtlser.models.speech_encoder import speech_encoder
 from jax_mtlser.models.transformer import EncoderOptions
-from jax_mtlser.run_folder import RunFolder, read_json
+from jax_mtlser.run_folder import RunFolder, read_json, read_json_lines
 from jax_mtlser.training.checkpoint import load_model_description
 from jax_mtlser.training.progress import Display
 from jax_mtlser.training.regression import logistic_regression
@@ -217,7 +216,7 @@ def test_training_goes_on_from_the_regression(corpus, checkpoint, tmp_path):
         config.optimizer.learning_rate = 1e-9
         run = RunFolder(tmp_path / start.value)
         assert train_run(config, run.path, display()) == 0
-        lines = [json.loads(line) for line in run.member("r0_f0").metrics.read_text().splitlines()]
+        lines = read_json_lines(run.member("r0_f0").metrics)
         losses[start] = [line["loss_speaker"] for line in lines if line["kind"] == "train"]
     assert max(losses[HeadStart.REGRESSION]) < min(losses[HeadStart.RANDOM])
 
