@@ -1,9 +1,7 @@
 """What the members of an experiment share: corpus, shapes, encoder, devices, compiled programs."""
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,8 +16,6 @@ from jax_mtlser.config import (
     ConfigError,
     EncoderConfig,
     Freeze,
-    HeadInput,
-    HeadStart,
     Precision,
     VocabularySource,
 )
@@ -36,33 +32,22 @@ from jax_mtlser.data.vocabulary import (
     paper_vocabulary,
     transcripts_vocabulary,
 )
+from jax_mtlser.experiments.initial_weights import InitialWeights, LastRead
 from jax_mtlser.experiments.kept_frames import KeptFrames, kept_frames
 from jax_mtlser.experiments.knobs import compiled_in, knobs
 from jax_mtlser.experiments.members import Member
 from jax_mtlser.models.frozen import FrozenPart
 from jax_mtlser.models.layers import Lora
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
-from jax_mtlser.models.pretrained import (
-    CheckpointError,
-    CtcHead,
-    PretrainedEncoder,
-    ctc_head,
-    encoder_parameters,
-    open_encoder,
-)
+from jax_mtlser.models.pretrained import CheckpointError, PretrainedEncoder, open_encoder
 from jax_mtlser.models.transformer import EncoderOptions
-from jax_mtlser.training import processes
 from jax_mtlser.training.frozen_corpus import frozen_corpus
 from jax_mtlser.training.prediction import Judge
 from jax_mtlser.training.progress import Display
-from jax_mtlser.training.regression import fit_heads
 from jax_mtlser.training.sharding import CompiledSteps, make_mesh
 from jax_mtlser.training.step import Knobs, StepSpec, TrainState
 
 __all__ = ["Experiment", "experiments_by_variant"]
-
-# Numbers in one message between processes, about a megabyte.
-_TOLD_AT_ONCE = 50_000
 
 
 @dataclasses.dataclass
@@ -326,79 +311,18 @@ class Experiment:
         return steps.put(knobs(self.config, per_epoch, per_epoch * self.config.training.epochs))
 
     def initial_state(self, member: Member, judge: Judge, corpus: Any) -> TrainState:
-        """Pre-trained encoder, heads as configured; one that the checkpoint has for the same symbols is taken over.
+        """What a member starts from, see :class:`InitialWeights`.
 
         Args:
             member: which one.
             judge: of the member.
             corpus: on the devices.
         """
-        steps = judge.steps
-        params = dict(steps.init_params(member.seed))
-        loaded = self._pretrained()
-        if loaded is not None:
-            # Adapters are not in the checkpoint; everything else is.
-            params["encoder"] = _overlay(params["encoder"], steps.put(loaded.encoder))
-            if loaded.ctc is not None and "asr_head" in params:
-                logits = {"kernel": loaded.ctc.kernel, "bias": loaded.ctc.bias}
-                params["asr_head"] = {**params["asr_head"], "logits": steps.put(logits)}
-        if self.config.model.head_start is HeadStart.REGRESSION:
-            for head, fitted in self._regression(member, judge, params, corpus).items():
-                params[head] = {**params[head], "logits": steps.put(fitted)}
-        return steps.init_state(params, member.seed)
+        params = self._initial_weights().parameters(member, judge, corpus, self.audio)
+        return judge.steps.init_state(params, member.seed)
 
-    def _regression(self, member: Member, judge: Judge, params: Any, corpus: Any) -> dict[str, Any]:
-        """Fitted parameters of the heads that have labels and a weight, on the member's training part."""
-        started = time.perf_counter()
-        pooled = self._pooled(judge, params, corpus)
-        every = dataclasses.asdict(judge.steps.spec.model.sizes)
-        sizes = {task: size for task, size in every.items() if size and task not in judge.untrained}
-        found = fit_heads(pooled, judge.source.targets, member.parts.train, sizes, c=self.config.model.regression_c)
-        if not found:
-            raise ConfigError(
-                "model.head_start is regression, but no task with a weight has labels of two classes in the training "
-                "part; use --config.model.head_start=random"
-            )
-        shown = ", ".join(f"{task} {accuracy:.3f}" for task, (_, accuracy) in found.items())
-        seconds = time.perf_counter() - started
-        self.display.line(
-            f"{member.name}: heads start at a regression (right on the training part: {shown}; {seconds:.1f} s)"
-        )
-        # One process's answer: the last bits depend on its library.
-        return {f"{task}_head": _from_first(fitted) for task, (fitted, _) in found.items()}
-
-    def _pooled(self, judge: Judge, params: Any, corpus: Any) -> Any:
-        """What heads read of every utterance before training; for a checkpoint's encoder, computed once."""
-        spec, weights = judge.steps.spec, self.encoder.weights
-        model = (spec.model.arch, spec.model.options, spec.model.head_input, spec.plain, spec.normalize_waveform)
-        wanted = (weights, *model, id(self.audio))  # the id stands for the samples, as below
-        if weights is not None and self.shared.pooled is not None and self.shared.pooled[0] == wanted:
-            return self.shared.pooled[1]
-        pooled = judge.pooled(params, corpus, range(len(self.manifest.utterances)))
-        self.shared.pooled = (wanted, pooled, self.audio)
-        return pooled
-
-    def _pretrained(self) -> "_Pretrained | None":
-        """The checkpoint's weights, read once."""
-        weights, arch = self.encoder.weights, self.encoder.arch
-        if weights is None:
-            return None
-        model = self.config.model
-        with_head = model.vocabulary.source is VocabularySource.CHECKPOINT and model.head_input is HeadInput.LAST
-        if self.shared.loaded is not None and self.shared.loaded[0] == (weights, with_head):
-            return self.shared.loaded[1]
-        encoder, dropped = encoder_parameters(weights, arch)
-        ctc = None
-        if with_head:
-            ctc = ctc_head(weights, arch, len(checkpoint_vocabulary(weights.parent).symbols))
-        if ctc is not None:
-            self.display.line(f"the speech recognition head starts from {weights.parent.name}'s")
-            dropped = [key for key in dropped if not key.startswith("lm_head.")]
-        if dropped:
-            self.display.line(f"left out of {weights.parent.name}: {_summary(dropped)}")
-        loaded = _Pretrained(encoder, ctc)
-        self.shared.loaded = ((weights, with_head), loaded)
-        return loaded
+    def _initial_weights(self) -> InitialWeights:
+        return InitialWeights(self.encoder, self.config.model, self.display, self.shared.read)
 
     def resident_corpus(self, steps: CompiledSteps) -> Any:
         """The corpus on the devices, moved there once; one sample where batches bring their own."""
@@ -426,9 +350,7 @@ class Experiment:
 
     def _frozen_corpus(self, steps: CompiledSteps) -> Any:
         self.compile(steps, names=("frozen",))
-        loaded = self._pretrained()
-        assert loaded is not None
-        encoder = _overlay(dict(steps.init_params(0))["encoder"], steps.put(loaded.encoder))
+        encoder = self._initial_weights().encoder(steps)
         with self.display.counting("computing what is frozen") as progress:
             return frozen_corpus(steps, self._source(None), encoder, progress)
 
@@ -463,12 +385,6 @@ def experiments_by_variant(
     return experiments
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pretrained:
-    encoder: Any
-    ctc: CtcHead | None
-
-
 @dataclasses.dataclass
 class _Shared:
     """What variants of an experiment use in common.
@@ -476,17 +392,14 @@ class _Shared:
     Attributes:
         encoders: opened so far, by their settings.
         steps: programs so far, with the structure of their knobs.
-        loaded: the weights that were read last, by file and whether a CTC head was wanted: one encoder's at a time,
-            they are large.
+        read: weights and what follows from them.
         resident: the corpus on the devices, by its place, padding and samples.
-        pooled: what heads read of it before training, by encoder and samples.
     """
 
     encoders: list[tuple[EncoderConfig, PretrainedEncoder]]
     steps: list[tuple[Any, CompiledSteps]] = dataclasses.field(default_factory=list)
-    loaded: tuple[tuple[Path, bool], _Pretrained] | None = None
+    read: LastRead = dataclasses.field(default_factory=LastRead)
     resident: tuple[tuple[Any, ...], Any, PackedAudio] | None = None
-    pooled: tuple[tuple[Any, ...], Any, PackedAudio] | None = None
 
     def encoder(self, config: EncoderConfig) -> PretrainedEncoder:
         """The encoder with these settings, found once."""
@@ -495,18 +408,6 @@ class _Shared:
                 return encoder
         self.encoders.append((config, open_encoder(config)))
         return self.encoders[-1][1]
-
-
-def _from_first(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The first process's arrays (float32), in all processes."""
-    if processes.alone():
-        return arrays
-    told = {}
-    for name, array in arrays.items():
-        parts = np.array_split(array.ravel(), -(-array.size // _TOLD_AT_ONCE))
-        values = [value for part in parts for value in processes.from_first(part.tolist())]
-        told[name] = np.asarray(values, np.float32).reshape(array.shape)
-    return told
 
 
 def _mesh(config: Config, other: Experiment | None = None) -> Any:
@@ -537,24 +438,6 @@ def _buckets(
 def _equal(one: Buckets, other: Buckets) -> bool:
     shapes = [(b.bounds, b.batch_sizes, b.transcript_widths) for b in (one, other)]
     return one is other or (shapes[0] == shapes[1] and np.array_equal(one.bucket_of, other.bucket_of))
-
-
-def _overlay(tree: Any, loaded: Any) -> Any:
-    """``tree`` with every leaf that ``loaded`` has."""
-    if not isinstance(tree, dict):
-        return loaded
-    return {name: _overlay(value, loaded[name]) if name in loaded else value for name, value in tree.items()}
-
-
-def _summary(keys: list[str]) -> str:
-    """Names of tensors, those of one part counted: a decoder has hundreds."""
-    parts: dict[str, list[str]] = {}
-    for key in keys:
-        part = key.removeprefix("model.").partition(".")[0]
-        parts.setdefault(part, []).append(key)
-    return ", ".join(
-        ", ".join(names) if len(names) <= 4 else f"{part} ({len(names)} tensors)" for part, names in parts.items()
-    )
 
 
 def _check_durations(audio: AudioConfig, arch: EncoderArchitecture) -> None:
