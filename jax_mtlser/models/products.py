@@ -261,21 +261,26 @@ def strided_conv(
     _, channels, _ = kernel.shape
     if stride * channels < _MIN_CHUNK_WIDTH:
         return _thin_conv(x.astype(dtype), kernel.astype(dtype), stride)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
     if is_plain():
-        return _chunked_conv(x.astype(dtype), kernel.astype(dtype), stride)[0]
-    return _conv_with_gradient(x.astype(dtype), kernel.astype(dtype), stride)
+        return _chunked_conv(x, kernel, stride)[0]
+    return _conv_with_gradient(x, kernel, stride) if on_cpu() else _windowed_conv(x, kernel, stride, x.shape[1])
 
 
 def _thin_conv(x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int) -> Float[Array, "B T O"]:
     """For few input channels (samples): one product on unfolded windows, on CPU a sum of outer products."""
     width, channels, outputs = kernel.shape
-    num_outputs = (x.shape[1] - width) // stride + 1
-    chunks, taps = _chunks(x, width, stride)
-    windows = jnp.concatenate([chunks[:, j : j + num_outputs, : tap * channels] for j, tap in enumerate(taps)], -1)
-    flat = kernel.reshape(width * channels, outputs)
+    windows, flat = _windows(x, width, stride), kernel.reshape(width * channels, outputs)
     if on_cpu() and not is_plain():
         return _outer_products(windows, flat)
     return matmul(windows, flat, x.dtype)
+
+
+def _windows(x: Float[Array, "B L I"], width: int, stride: int) -> Float[Array, "B T K"]:
+    """What each output sees, side by side: ``width`` positions of all channels."""
+    num_outputs = (x.shape[1] - width) // stride + 1
+    chunks, taps = _chunks(x, width, stride)
+    return jnp.concatenate([chunks[:, j : j + num_outputs, : tap * x.shape[2]] for j, tap in enumerate(taps)], -1)
 
 
 @jax.custom_vjp
@@ -367,6 +372,43 @@ def _conv_backward(stride: int, saved: tuple[Array, ...], cotangent: Array) -> t
 
 
 _conv_with_gradient.defvjp(_conv_forward, _conv_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _windowed_conv(x: Array, kernel: Array, stride: int, length: int) -> Array:
+    """One product on windows of ``x``, which has ``length`` positions.
+
+    Windows hold positions that neighbours see twice, but whatever computes ``x`` writes them in its place: XLA makes one
+    kernel of what lies between two products. A sum of products on chunks would be written and read for each.
+    """
+    return _windowed_forward(x, kernel, stride, length)[0]
+
+
+def _windowed_forward(x: Array, kernel: Array, stride: int, length: int) -> tuple[Array, tuple[Array, Array]]:
+    width, channels, outputs = kernel.shape
+    windows = _windows(x, width, stride)
+    product = _accumulate("ri,io->ro", windows.reshape(-1, width * channels), kernel.reshape(-1, outputs))
+    return product.astype(x.dtype).reshape(*windows.shape[:2], outputs), (windows, kernel)
+
+
+def _windowed_backward(stride: int, length: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    windows, kernel = saved
+    width, channels, outputs = kernel.shape
+    batch, num_outputs, _ = windows.shape
+    rows = cotangent.reshape(-1, outputs)
+    d_kernel = _accumulate("ir,ro->io", windows.reshape(-1, width * channels).T, rows)
+    d_windows = _accumulate("ro,io->ri", rows, kernel.reshape(-1, outputs)).astype(windows.dtype)
+    d_windows = d_windows.reshape(batch, num_outputs, width, channels)
+    d_x = jnp.zeros((), jnp.float32)
+    for start in range(0, width, stride):
+        part = d_windows[:, :, start : start + stride].astype(jnp.float32)
+        part = jnp.pad(part, ((0, 0), (0, 0), (0, stride - part.shape[2]), (0, 0)))
+        part = part.reshape(batch, num_outputs * stride, channels)[:, : length - start]
+        d_x = d_x + jnp.pad(part, ((0, 0), (start, length - start - part.shape[1]), (0, 0)))
+    return d_x.astype(windows.dtype), d_kernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_windowed_conv.defvjp(_windowed_forward, _windowed_backward)
 
 
 def same_grouped_conv(
