@@ -19,6 +19,8 @@ from jax_mtlser.models.dropout import dropout, dropout_factor, dropout_words, re
 
 __all__ = ["dot_product_attention"]
 
+# From here on, what attention would keep for its gradient is most of what a layer keeps, and is computed again instead.
+_MANY_FRAMES = 1000
 _SCORES, _WEIGHTED_SUM = "bqhe,bkhe->bhqk", "bhqk,bkhe->bqhe"
 
 
@@ -44,14 +46,21 @@ def dot_product_attention(
         dropout_rate: share of the shares that is dropped.
         dropout_key: None when nothing is dropped.
     """
-    scores = products.einsum(_SCORES, query, key, dtype)
-    if bias is not None:
-        scores = scores.astype(jnp.float32) + bias
-    if products.is_plain():
-        shares = jax.nn.softmax(_masked(scores, mask), axis=-1).astype(dtype)
-        return products.einsum(_WEIGHTED_SUM, dropout(shares, dropout_rate, dropout_key), value, dtype)
-    words = dropout_words(dropout_rate, dropout_key)
-    return _average(scores, value.astype(dtype), mask, words, dropout_rate)
+
+    def attend(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
+        scores = products.einsum(_SCORES, query, key, dtype)
+        if bias is not None:
+            scores = scores.astype(jnp.float32) + bias
+        if products.is_plain():
+            shares = jax.nn.softmax(_masked(scores, mask), axis=-1).astype(dtype)
+            return products.einsum(_WEIGHTED_SUM, dropout(shares, dropout_rate, dropout_key), value, dtype)
+        words = dropout_words(dropout_rate, dropout_key)
+        return _average(scores, value.astype(dtype), mask, words, dropout_rate)
+
+    frames = query.shape[1]
+    if isinstance(frames, int) and frames > _MANY_FRAMES and not products.is_plain():
+        attend = jax.checkpoint(attend)
+    return attend(query, key, value, bias)
 
 
 def _masked(scores: Float[Array, "B H T T"], mask: Bool[Array, "B T"]) -> Float[Array, "B H T T"]:

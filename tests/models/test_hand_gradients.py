@@ -1,5 +1,7 @@
 """Gradients written by hand against automatic differentiation of the plain formulas."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from jax_mtlser.architecture import FeatureNorm, Wav2Vec2Architecture
 from jax_mtlser.models import products
+from jax_mtlser.models import dot_product_attention as dot_product_attention_module
 from jax_mtlser.models.dot_product_attention import dot_product_attention
 from jax_mtlser.models.feature_encoder import FeatureEncoder, TimeGroupNorm
 from jax_mtlser.models.layer_norm import LayerNorm
@@ -125,9 +128,12 @@ def _attention_arguments(dtype, frames=7, size=4):
     return parts, _normal(3, 2, frames, frames, seed=3), mask
 
 
+@pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_attention(with_bias, rate):
+def test_attention(with_bias, rate, recomputed, monkeypatch):
+    if recomputed:
+        monkeypatch.setattr(dot_product_attention_module, "_MANY_FRAMES", 6)
     parts, bias, mask = _attention_arguments(jnp.float32)
 
     def attended(query, key, value, bias):
@@ -137,6 +143,8 @@ def test_attention(with_bias, rate):
 
     plain, fast = _both(attended, *parts, bias if with_bias else None)
     _assert_close(plain, fast, 2e-6)
+    kept = jax.tree.leaves(jax.vjp(functools.partial(attended, bias=None), *parts)[1])
+    assert any(leaf.shape == bias.shape for leaf in kept) != recomputed  # an entry for each pair of frames
     value, d_query, d_key, *_ = fast
     for untouched in (d_query[2], d_key[2], d_key[1, 3:]):
         assert not untouched.any()
