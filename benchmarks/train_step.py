@@ -12,6 +12,8 @@ gradient clipping and AdamW.
   their step, as if workers hid all loading.
 - **L2, best**: L1 over the same length buckets as ours (static shapes); on a GPU each bucket compiled with CUDA graphs.
 - **ours**: the package's own training step over its own plan, its batches made by the loop's own prefetching thread.
+- **ours, N folds together** (on a GPU): the same with N trainings in one program, as ``training.population`` runs them, each
+  over nine tenths of the utterances. Turns that a fold misses because the others have more batches are counted.
 
 Two measurements, sides in turns within each: steps of a batch without padding, and an epoch's throughput, from steps
 evenly spread over each side's batches in the order of their padded lengths. Each turn is a few steps in a row, waited for
@@ -21,14 +23,16 @@ where a batch of 8 long utterances would need more memory than most machines hav
 
 PyTorch compiles one shape after the other, about a minute each. ``--compile-only 1/5`` compiles a fifth of all programs,
 and ends: five such processes at once leave torch's and JAX's caches on disk, from which the measurement then starts.
+``--without-l2`` leaves out what PyTorch compiles, most of the time that it all takes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +41,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+import torch.nn.attention
 import transformers
 import workload
 
 from jax_mtlser import runtime
 from jax_mtlser.config import TaskWeights
 from jax_mtlser.data.audio import SAMPLE_RATE
-from jax_mtlser.data.batch_plan import FILL, PlannedBatch, plan_epoch
+from jax_mtlser.data.batch_plan import FILL, PlannedBatch, plan_epoch, plan_together
 from jax_mtlser.data.batches import Batch, BatchSource, prefetch
 from jax_mtlser.models.flops import forward_macs
 from jax_mtlser.training.sharding import CompiledSteps
 
+Attention = torch.nn.attention.SDPBackend
+FOLDS = 10
 MATMUL_SIZE = {"cpu": 2048, "gpu": 8192}
 
 
@@ -62,6 +69,7 @@ class Preset:
         in_a_row: steps of one turn.
         float32: also measure our step in float32 where another type is chosen.
         part_seconds: most padded audio in one forward and backward pass; None for no limit.
+        folds: that are also trained in one program; 1 for none.
     """
 
     batch: int
@@ -71,6 +79,7 @@ class Preset:
     in_a_row: int = 1
     float32: bool = True
     part_seconds: float | None = None
+    folds: int = 1
 
     def parts(self, rows: int, samples: int) -> int:
         """Equal parts in which a batch is worked through."""
@@ -83,8 +92,8 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset(4, 4.0, 7, 10, part_seconds=40.0),
-    "gpu": Preset(8, 4.5, 20, 64, in_a_row=8, float32=False),
-    "smoke": Preset(2, 0.5, 2, 2, part_seconds=6.0),
+    "gpu": Preset(8, 4.5, 20, 40, in_a_row=8, float32=False, folds=5),
+    "smoke": Preset(2, 0.5, 2, 2, part_seconds=6.0, folds=2),
 }
 
 
@@ -96,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--encoder", choices=("base", "small"), default="base")
     parser.add_argument("--utterances", type=int, help="of the lengths, spread evenly; default: all")
     parser.add_argument("--compile-only", metavar="I/N", help="compile a part of all programs into the caches, and end")
+    parser.add_argument("--without-l2", action="store_true", help="nothing that PyTorch compiles")
     options = parser.parse_args(arguments)
     runtime.tune_allocator()
     torch.manual_seed(0)
@@ -105,14 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     corpus = Corpus.create(lengths, options.encoder)
     if options.compile_only:
         part, parts = map(int, options.compile_only.split("/"))
-        compile_part(corpus, preset, part - 1, parts)
+        compile_part(corpus, preset, part - 1, parts, l2=not options.without_l2)
         return
-    fixed = step_without_padding(corpus, preset)
+    fixed = step_without_padding(corpus, preset, compiled=not options.without_l2)
     print(
         common.table(("side", "step (ms)"), [(k, v["step"]["median_ms"]) for k, v in fixed["sides"].items()]),
         flush=True,
     )
-    epoch = epoch_throughput(corpus, preset)
+    epoch = epoch_throughput(corpus, preset, l2=not options.without_l2)
     peak = {name: matmul_rate(dtype) for name, dtype in (("float32", jnp.float32), ("bfloat16", jnp.bfloat16))}
     fast = f"ours {corpus.fast}"
     flops = 6.0 * sum(map(corpus.macs, lengths)) / len(lengths)  # of one utterance: 2 per MAC, forward and backward
@@ -125,14 +135,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
         "step_without_padding": fixed,
         "epoch": epoch,
-        "speedup_vs_paper_reference": round(rate[fast] / rate["L0"], 3),
-        "speedup_vs_tuned_reference": round(rate[fast] / rate["L1"], 3),
-        "speedup_vs_best_reference": round(rate[fast] / rate["L2"], 3),
+        **{
+            f"speedup_vs_{kind}_reference{suffix}": round(rate[side] / rate[level], 3)
+            for suffix, side in (("", fast), ("_together", together_name(fast, preset)))
+            for kind, level in (("paper", "L0"), ("tuned", "L1"), ("best", "L2"))
+            if side in rate and level in rate
+        },
         "utterances_per_second": rate[fast],
         "matmul_flops_per_second": peak,
         "model_flops_utilisation": round(rate[fast] * flops / peak[corpus.fast], 4),
     }  # fmt: skip
-    common.write(options.output, f"train_step_{options.preset}", result, to_table(result))
+    name = f"train_step_{options.preset}" + "_without_l2" * options.without_l2
+    common.write(options.output, name, result, to_table(result))
+
+
+def together_name(fast: str, preset: Preset) -> str:
+    """The side on which several folds train in one program."""
+    return f"{fast}, {preset.folds} folds together"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,11 +192,15 @@ def matmul_rate(dtype: Any) -> float:
 # --- The two sides -----------------------------------------------------------------------------------------
 
 
+Turn = tuple[PlannedBatch, ...]  # of all members, in the same bucket
+
+
 class Ours:
     """The package's own training and evaluation steps over a corpus' shapes, with the corpus on the device.
 
     Args:
         only: buckets whose programs are compiled; default: all.
+        members: trainings in one step.
     """
 
     def __init__(
@@ -187,6 +210,7 @@ class Ours:
         names: Sequence[str],
         preset: Preset | None = None,
         only: Sequence[int] | None = None,
+        members: int = 1,
     ) -> None:
         buckets = corpus.buckets
         self.source = BatchSource(corpus.audio, corpus.targets, buckets, on_device=True)
@@ -202,6 +226,7 @@ class Ours:
                 getattr(jnp, dtype),
                 resident_samples=len(resident),
                 accumulation_steps=count,
+                members=members,
             )
             own = [
                 bucket for bucket, wanted in enumerate(parts) if wanted == count and (only is None or bucket in only)
@@ -210,15 +235,15 @@ class Ours:
         self.compile_seconds = time.perf_counter() - started
         self.steps = [by_parts[count] for count in parts]
         first = self.steps[0]
-        self.knobs, self.corpus = first.put(workload.knobs()), first.put(resident)
-        self.state = workload.initial_state(first)
-        self.params = self.state.params
+        self.knobs, self.corpus = first.together([first.put(workload.knobs())] * members), first.put(resident)
+        states = [workload.initial_state(first, seed) for seed in range(members)]
+        self.params, self.state = states[0].params, first.together(states)
 
-    def run(self, plan: Sequence[PlannedBatch]) -> None:
+    def run(self, turns: Sequence[Turn]) -> None:
         """Training steps in a row, as the training loop runs them."""
-        for planned, batch in prefetch(self._batch, plan):
-            steps = self.steps[planned.bucket]
-            self.state, metrics = steps.train(planned.bucket, self.state, batch, self.knobs, self.corpus)
+        for turn, batch in prefetch(self._batches, turns):
+            bucket = turn[0].bucket
+            self.state, metrics = self.steps[bucket].train(bucket, self.state, batch, self.knobs, self.corpus)
         jax.block_until_ready((self.state, metrics))
 
     def evaluate(self, planned: PlannedBatch) -> None:
@@ -234,6 +259,9 @@ class Ours:
 
     def _batch(self, planned: PlannedBatch) -> Batch:
         return self.steps[planned.bucket].put_batch(self.source.get(planned))
+
+    def _batches(self, turn: Turn) -> Batch:
+        return self.steps[turn[0].bucket].put_batches([self.source.get(planned) for planned in turn])
 
 
 class Theirs(torch.nn.Module):
@@ -358,8 +386,8 @@ def _weights() -> tuple[float, float, float]:
 # --- Measurements ------------------------------------------------------------------------------------------
 
 
-def step_without_padding(corpus: Corpus, preset: Preset) -> dict[str, Any]:
-    """Forward pass (evaluation) and whole training step, all rows of the same length."""
+def step_without_padding(corpus: Corpus, preset: Preset, *, compiled: bool) -> dict[str, Any]:
+    """Forward pass (evaluation) and whole training step, all rows of the same length; ``compiled``: PyTorch's too."""
     flat = without_padding(corpus, preset)
     planned, rows = PlannedBatch(0, np.arange(preset.batch)), np.arange(preset.batch)
     training: dict[str, Callable[[], object]] = {}
@@ -368,16 +396,16 @@ def step_without_padding(corpus: Corpus, preset: Preset) -> dict[str, Any]:
     for dtype in dict.fromkeys((*["float32"] * preset.float32, corpus.fast)):
         ours = Ours(flat, dtype, ("train", "eval"))
         compile_seconds[f"ours {dtype}"] = round(ours.compile_seconds, 1)
-        training[f"ours {dtype}"] = lambda ours=ours: ours.run([planned] * preset.in_a_row)
+        training[f"ours {dtype}"] = lambda ours=ours: ours.run([(planned,)] * preset.in_a_row)
         forward[f"ours {dtype}"] = lambda ours=ours: ours.score([planned] * preset.in_a_row)
     theirs_of = {"float32": (False, False), "bfloat16": (True, False)}
-    if torch.cuda.is_available():
+    if compiled and torch.cuda.is_available():
         theirs_of["compiled bfloat16"] = (True, True)
-    for name, (autocast, compiled) in theirs_of.items():
-        theirs = Theirs(flat, autocast=autocast, compiled=compiled)
+    for name, (autocast, whole) in theirs_of.items():
+        theirs = Theirs(flat, autocast=autocast, compiled=whole)
         batches = [theirs.tensors(flat, rows, None, lists=False)] * preset.in_a_row
         training[f"PyTorch {name}"] = lambda theirs=theirs, batches=batches: theirs.run(batches)
-        if not compiled:  # see inference.py
+        if not whole:  # see inference.py
             forward[f"PyTorch {name}"] = lambda theirs=theirs, batches=batches: theirs.evaluate(batches)
 
     def turns(runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
@@ -416,12 +444,16 @@ class Side:
         batches: of the whole epoch.
         size: padded samples of each row of a batch.
         run: training steps on some of the batches.
+        utterances: in all batches.
+        rows: of a batch.
         warmups: calls of each shape that are not counted; 0: of the first batch only.
     """
 
     batches: list[Any]
     size: Callable[[Any], int]
     run: Callable[[list[Any]], None]
+    utterances: int
+    rows: Callable[[Any], int] = len
     warmups: int = 0
 
 
@@ -433,7 +465,7 @@ def without_padding(corpus: Corpus, preset: Preset) -> Corpus:
     return dataclasses.replace(corpus, audio=workload.synthetic_audio(lengths), targets=targets, buckets=buckets)
 
 
-def compile_part(corpus: Corpus, preset: Preset, part: int, parts: int) -> None:
+def compile_part(corpus: Corpus, preset: Preset, part: int, parts: int, *, l2: bool) -> None:
     """Compile every so many of the programs that are measured, from the ``part``-th."""
 
     @functools.cache
@@ -448,19 +480,23 @@ def compile_part(corpus: Corpus, preset: Preset, part: int, parts: int) -> None:
     flat = without_padding(corpus, preset)
     programs: list[Callable[[], object]] = [
         *(
-            functools.partial(Ours, corpus, corpus.fast, ("train",), preset, [bucket])
+            functools.partial(Ours, corpus, corpus.fast, ("train",), preset, [bucket], members)
+            for members in sorted({preset.folds, 1}, reverse=True)
             for bucket in range(len(corpus.buckets))
         ),
         lambda: Ours(flat, corpus.fast, ("train", "eval")),
-        lambda: their_side().run([their_side().tensors(flat, np.arange(preset.batch), None, lists=False)]),
-        *(functools.partial(bucket_of_theirs, bucket) for bucket in range(len(corpus.buckets))),
     ]
+    if l2:
+        programs += [
+            lambda: their_side().run([their_side().tensors(flat, np.arange(preset.batch), None, lists=False)]),
+            *(functools.partial(bucket_of_theirs, bucket) for bucket in range(len(corpus.buckets))),
+        ]
     for build in programs[part::parts]:
         build()
 
 
-def epoch_throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, float]]:
-    """Utterances per second of an epoch, for every side, from a sample of its steps."""
+def epoch_throughput(corpus: Corpus, preset: Preset, *, l2: bool) -> dict[str, dict[str, float]]:
+    """Utterances per second of an epoch, for every side, from a sample of its steps; ``l2``: of that side too."""
     lengths = corpus.audio.lengths
     every = np.arange(len(lengths))
     plan = plan_epoch(every, corpus.buckets, seed=0, epoch=0)
@@ -470,16 +506,15 @@ def epoch_throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, floa
     grouped = in_groups(workload.length_grouped(lengths, workload.BATCH_SIZE, order))
     longest = lambda rows: int(lengths[rows].max())
 
-    l0, l1 = Theirs(corpus, autocast=False), Theirs(corpus, autocast=True)
+    paper, tuned = Theirs(corpus, autocast=False), Theirs(corpus, autocast=True)
     gpu = torch.cuda.is_available()
-    l2 = Theirs(corpus, autocast=True, compiled=True) if gpu else l1  # the same but for the data
-    ours = Ours(corpus, corpus.fast, ("train",), preset)
+    best = Theirs(corpus, autocast=True, compiled=True) if gpu and l2 else tuned  # the same but for the data
     loading: list[float] = []
     ready: dict[int, dict[str, Any]] = {}
 
     def loaded(rows: np.ndarray) -> dict[str, Any]:
         started = time.perf_counter()
-        tensors = l0.tensors(corpus, rows, None, lists=True)
+        tensors = paper.tensors(corpus, rows, None, lists=True)
         loading.append(time.perf_counter() - started)
         return tensors
 
@@ -488,25 +523,37 @@ def epoch_throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, floa
         if id(batch) not in ready:
             if isinstance(batch, PlannedBatch):
                 rows = np.where(batch.rows == FILL, batch.rows[0], batch.rows)
-                ready[id(batch)] = l2.tensors(corpus, rows, bound(batch), lists=False)
+                ready[id(batch)] = best.tensors(corpus, rows, bound(batch), lists=False)
             else:
-                ready[id(batch)] = l1.tensors(corpus, batch, None, lists=False)
+                ready[id(batch)] = tuned.tensors(corpus, batch, None, lists=False)
         return ready[id(batch)]
 
     sides = {
-        "L0": Side(random, longest, lambda group: l0.run(map(loaded, group), preset.parts), int(gpu)),
-        "L1": Side(grouped, longest, lambda group: l1.run(map(kept, group), preset.parts), int(gpu)),
-        # A graph is recorded in the second call of a shape.
-        "L2": Side(plan, bound, lambda group: l2.run(map(kept, group), preset.parts), warmups=3 * gpu),
-        f"ours {corpus.fast}": Side(plan, bound, ours.run, warmups=int(gpu)),
+        "L0": Side(random, longest, lambda group: paper.run(map(loaded, group), preset.parts), len(every), warmups=gpu),
+        "L1": Side(grouped, longest, lambda group: tuned.run(map(kept, group), preset.parts), len(every), warmups=gpu),
     }
+    if l2:
+        # A graph is recorded in the second call of a shape.
+        sides["L2"] = Side(
+            plan, bound, lambda group: best.run(map(kept, group), preset.parts), len(every),
+            rows=lambda planned: len(planned.rows), warmups=3 * gpu,
+        )  # fmt: skip
+    compile_seconds = {}
+    fast = f"ours {corpus.fast}"
+    for members, name in {preset.folds: together_name(fast, preset), 1: fast}.items():  # one fold: no side of its own
+        ours = Ours(corpus, corpus.fast, ("train",), preset, members=members)
+        compile_seconds[name] = round(ours.compile_seconds, 1)
+        parts = [every[order % FOLDS != fold] for fold in range(members)] if members > 1 else [every]
+        sides[name] = Side(
+            plan_together(parts, corpus.buckets, seeds=range(members), epoch=0), lambda turn: bound(turn[0]), ours.run,
+            sum(map(len, parts)), rows=lambda turn: sum(len(planned.rows) for planned in turn), warmups=gpu,
+        )  # fmt: skip
     samples = {name: evenly(side.batches, side.size, preset.steps) for name, side in sides.items()}
-    for batch in (*samples["L1"], *samples["L2"]):
+    for batch in (*samples["L1"], *samples.get("L2", ())):
         kept(batch)
     for name, side in sides.items():
         shapes = {side.size(batch): batch for batch in samples[name]} if side.warmups else {0: samples[name][0]}
-        # What is recorded in a graph keeps the convolutions that were fastest when it was.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=name == "L2", deterministic=False, allow_tf32=True):
+        with tuned_for_shapes(name):
             for batch in shapes.values():
                 side.run([batch] * max(side.warmups, 1))
     # Groups of the same places in each side's order: in every turn all sides have the same mixture of lengths.
@@ -516,25 +563,44 @@ def epoch_throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, floa
     times: dict[str, list[float]] = {name: [] for name in sides}
     with common.measuring():
         for group, (name, side) in itertools.product(groups, sides.items()):
-            started = time.perf_counter()
-            side.run([samples[name][place] for place in group])
-            times[name].append(time.perf_counter() - started)
+            with tuned_for_shapes(name):
+                started = time.perf_counter()
+                side.run([samples[name][place] for place in group])
+                times[name].append(time.perf_counter() - started)
     result: dict[str, dict[str, float]] = {}
     for name, side in sides.items():
         epoch_seconds = sum(times[name]) / len(places) * len(side.batches)
-        rows_of = (lambda batch: len(batch.rows)) if side.batches is plan else len
-        padded = sum(side.size(batch) * rows_of(batch) for batch in side.batches)
+        padded = sum(side.size(batch) * side.rows(batch) for batch in side.batches)
         result[name] = {
-            "utterances_per_second": round(len(every) / epoch_seconds, 3),
+            "utterances_per_second": round(side.utterances / epoch_seconds, 3),
             "epoch_seconds": round(epoch_seconds, 1),
             "steps_measured": len(places),
             "steps_per_epoch": len(side.batches),
-            "padded_over_true_samples": round(padded / float(lengths.sum()), 3),
+            "padded_over_true_samples": round(padded / (float(lengths.mean()) * side.utterances), 3),
             **common.spread([seconds / len(group) for seconds, group in zip(times[name], groups, strict=True)]),
         }
+        if name in compile_seconds:
+            result[name]["compile_seconds"] = compile_seconds[name]
     result["L0"]["loading_ms"] = round(1e3 * statistics.fmean(loading), 3)
-    result[f"ours {corpus.fast}"]["compile_seconds"] = round(ours.compile_seconds, 1)
     return result
+
+
+@contextlib.contextmanager
+def tuned_for_shapes(name: str) -> Iterator[None]:
+    """PyTorch's settings for a level.
+
+    L1 and L2 may try out which convolution is fastest: what they find for a shape they keep, and every shape has been
+    seen before it is measured. L1, which has many, does not use cuDNN's attention, which makes a plan for each.
+    """
+    with contextlib.ExitStack() as settings:
+        tries = name in ("L1", "L2")
+        settings.enter_context(
+            torch.backends.cudnn.flags(enabled=True, benchmark=tries, deterministic=False, allow_tf32=True)
+        )
+        if name == "L1":
+            others = [Attention.FLASH_ATTENTION, Attention.EFFICIENT_ATTENTION, Attention.MATH]
+            settings.enter_context(torch.nn.attention.sdpa_kernel(others, set_priority=True))
+        yield
 
 
 def in_groups(rows: np.ndarray) -> list[np.ndarray]:
