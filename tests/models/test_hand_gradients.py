@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jax_mtlser.architecture import FeatureNorm, Wav2Vec2Architecture
-from jax_mtlser.models import products
 from jax_mtlser.models import dot_product_attention as dot_product_attention_module
+from jax_mtlser.models import products
 from jax_mtlser.models.dot_product_attention import dot_product_attention
 from jax_mtlser.models.feature_encoder import FeatureEncoder, TimeGroupNorm
 from jax_mtlser.models.layer_norm import LayerNorm
