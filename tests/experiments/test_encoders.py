@@ -61,6 +61,7 @@ def _config(corpus: Path, checkpoint: Path) -> Config:
     return config
 
 
+@pytest.mark.slow
 def test_adapters_on_a_frozen_whisper_train_judge_the_same_again_and_are_exported(corpus, checkpoint, tmp_path, capsys):
     config = _config(corpus, checkpoint)
     encoder = config.model.encoder

@@ -106,21 +106,21 @@ def smoke(name: str, workdir: Path, *flags: str) -> dict:
     return read_json(RunFolder(workdir).results)
 
 
-# One or two variants of each, on one fold: the programs and paths are those of all. Slow are WavLM, which takes the
-# longest to compile, and those that differ from one that is here in the name of a weight only.
+# One or two variants of each, on one fold: the programs and paths are those of all. In every run there is a curve, a
+# table of subsets and a weighting method; the others are slow.
 @pytest.mark.parametrize(
     ("name", "members"),
     [
-        ("five_fold.py", "r0_f0"),
+        pytest.param("five_fold.py", "r0_f0", marks=pytest.mark.slow),
         pytest.param("ten_fold.py", "r0_f1", marks=pytest.mark.slow),
-        ("fig2.py", "wav2vec2-base_r0_f0,hubert-base_r0_f0"),
+        pytest.param("fig2.py", "wav2vec2-base_r0_f0,hubert-base_r0_f0", marks=pytest.mark.slow),
         ("figs3_8.py:alpha", "alpha0_r0_f0,alpha1_r0_f0"),
         pytest.param("figs3_8.py:beta", "beta0.2_r0_f0", marks=pytest.mark.slow),
         pytest.param("figs3_8.py:gamma", "gamma0.4_r0_f0", marks=pytest.mark.slow),
-        ("figs9_11.py:alpha_beta", "alpha0_beta0.2_r0_f0,alpha0.6_beta0.8_r0_f0"),
+        pytest.param("figs9_11.py:alpha_beta", "alpha0_beta0.2_r0_f0,alpha0.6_beta0.8_r0_f0", marks=pytest.mark.slow),
         pytest.param("figs9_11.py:alpha_gamma", "alpha0.8_gamma0.3_r0_f0", marks=pytest.mark.slow),
         pytest.param("figs9_11.py:gamma_beta", "gamma0_beta0.4_r0_f0", marks=pytest.mark.slow),
-        ("table3.py", "alpha0.4_beta0.6_gamma0.1_r0_f0"),
+        pytest.param("table3.py", "alpha0.4_beta0.6_gamma0.1_r0_f0", marks=pytest.mark.slow),
         ("table4.py", "SER_r0_f0,SER+GR+SR+ASR_r0_f0"),
         ("table5.py", "uncertainty_r0_f0"),
     ],

@@ -163,6 +163,7 @@ def test_a_member_that_fails_leaves_the_population_and_the_others_end_as_with_it
     assert_same_bits(run, together, CHOSEN[:2])
 
 
+@pytest.mark.slow
 def test_members_that_stand_at_different_epochs_are_finished_in_smaller_groups(corpus, alone, tmp_path, monkeypatch):
     run = RunFolder(tmp_path / "run")
     # Two epochs of one member; the others have not begun.

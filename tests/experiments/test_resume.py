@@ -92,9 +92,10 @@ def assert_same(workdir: Path, uninterrupted: Path) -> None:
     assert all(np.array_equal(one, other) for one, other in pairs)
 
 
-def test_kill_9_at_random_steps_resumes_to_the_same_bits(corpus, uninterrupted, tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_kill_9_at_random_steps_resumes_to_the_same_bits(corpus, uninterrupted, tmp_path, kills):
     workdir = tmp_path / "run"
-    chosen = sorted(random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID", "kill")).sample(range(1, STEPS), 2))
+    chosen = sorted(random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID", "kill")).sample(range(1, STEPS), kills))
     for step in chosen:
         process = start(corpus, workdir)
         wait_for_step(process, workdir, step)
@@ -106,17 +107,16 @@ def test_kill_9_at_random_steps_resumes_to_the_same_bits(corpus, uninterrupted, 
     assert_same(workdir, uninterrupted)
 
 
-def test_a_stop_request_saves_the_step_it_came_in_and_resumes_to_the_same_bits(corpus, uninterrupted, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_stop_request_saves_the_step_it_came_in_and_resumes_to_the_same_bits(corpus, uninterrupted, tmp_path, number):
     workdir = tmp_path / "run"
-    for number, step in ((signal.SIGTERM, 7), (signal.SIGINT, 17)):
-        process = start(corpus, workdir)
-        wait_for_step(process, workdir, step)
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 128 + number, output
-        assert f"stopped by {number.name} after step" in output
-        assert "Traceback" not in output
-    assert "going on after step" in output
+    process = start(corpus, workdir)
+    wait_for_step(process, workdir, 7)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, output
+    assert f"stopped by {number.name} after step" in output
+    assert "Traceback" not in output
     output = finish(corpus, workdir)
     assert "going on after step" in output
     assert_same(workdir, uninterrupted)

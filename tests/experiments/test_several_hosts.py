@@ -74,6 +74,7 @@ def wait_for_step(both: list[subprocess.Popen], run: RunFolder, step: int) -> No
     raise AssertionError(f"step {step} was not reached")
 
 
+@pytest.mark.slow
 def test_two_processes_fail_stop_and_resume_together_and_train_what_one_does(tmp_path):
     alone, run = RunFolder(tmp_path / "alone"), RunFolder(tmp_path / "run")
     corpus = write_corpus(tmp_path, gender=None, speaker=None, text=None)  # one head: less to compile

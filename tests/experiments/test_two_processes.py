@@ -139,6 +139,7 @@ def test_a_killed_experiment_goes_on_without_training_finished_members_again(cor
     assert_same(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_two_processes_divide_the_members_and_the_survivor_of_a_kill_takes_over(corpus, uninterrupted, tmp_path):
     run = RunFolder(tmp_path / "run")
     # Another machine would be believed for as long as this; the dead process of this one is noticed at once.

@@ -72,7 +72,7 @@ def trained(freeze, *, kept: bool, head_input=HeadInput.LAST, method=WeightingMe
     ("freeze", "options"),
     [
         (Freeze.FEATURE_ENCODER, {}),
-        (Freeze.LAYERS, {"method": WeightingMethod.PCGRAD, "devices": 4}),
+        pytest.param(Freeze.LAYERS, {"method": WeightingMethod.PCGRAD, "devices": 4}, marks=pytest.mark.slow),
         (Freeze.ENCODER, {"head_input": HeadInput.WEIGHTED_SUM}),
     ],
 )
