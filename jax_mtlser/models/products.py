@@ -14,7 +14,7 @@ import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -425,7 +425,7 @@ def same_grouped_conv(
         if on_cpu():
             transformed = x.shape[0] * x.shape[1] > _FEW_FRAMES
             convolve = _fft_grouped_conv if transformed else _short_grouped_conv
-            return convolve(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(dtype)
+            return convolve(x.astype(jnp.float32), kernel.astype(jnp.float32), kernel.shape[0]).astype(dtype)
         return in_rows(_blocked_grouped_conv(in_rows(x.astype(dtype)), kernel, dtype))
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     return _grouped_conv_apart(x, kernel) if on_cpu() and _chosen.get().batched else _grouped_conv(x, kernel)
@@ -507,34 +507,74 @@ def _blocked_grouped_conv(
     return output.reshape(batch, blocks * block, channels)[:, :frames]
 
 
-@jax.custom_vjp
-def _short_grouped_conv(x: Array, kernel: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _short_grouped_conv(x: Array, kernel: Array, width: int) -> Array:
     """Without a gradient as it is: to transform the kernel alone would take longer. With one, by Fourier transform."""
     return _grouped_conv(x, kernel)
 
 
-def _short_backward(transposed: Callable[[Array], tuple[Array, Array]], cotangent: Array) -> tuple[Array, Array]:
-    return transposed(cotangent)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _fft_grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"], width: int) -> Float[Array, "B T D"]:
+    """Overlap-save: blocks of a power of two, each overlapping the last by ``K - 1`` frames.
+
+    Blocks and kernel are transformed in one call, and so are their gradients: in jaxlib 0.11, two transforms at once on
+    two cores wait for each other's threads for ever.
+    """
+    return _fft_forward(x, kernel, width)[0]
 
 
-_short_grouped_conv.defvjp(lambda x, kernel: jax.vjp(_fft_grouped_conv, x, kernel), _short_backward)
+def _fft_forward(x: Array, kernel: Array, width: int) -> tuple[Array, tuple[Array, Array]]:
+    _, group_size, channels = kernel.shape
+    batch, frames, _ = x.shape
+    groups, block = channels // group_size, _block_of(width)
+    blocks = _overlapping_blocks(x, width, group_size)
+    taps = kernel.reshape(width, group_size, groups, group_size).transpose(2, 3, 1, 0)
+    taps = jnp.pad(taps, ((0, 0), (0, 0), (0, 0), (0, block - width)))
+    of_blocks, of_taps = jnp.split(jnp.fft.rfft(jnp.concatenate([blocks, taps], axis=1)), [blocks.shape[1]], axis=1)
+    # Convolution layers correlate, hence the conjugate.
+    spectrum = jnp.einsum("gmif,goif->gmof", of_blocks, jnp.conj(of_taps))
+    hop = block - width + 1
+    output = jnp.fft.irfft(spectrum, block)[..., :hop].reshape(groups, batch, -1, group_size, hop)
+    output = output.transpose(1, 2, 4, 0, 3).reshape(batch, -1, channels)[:, :frames]
+    return output, (of_blocks, of_taps)
 
 
-def _fft_grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"]) -> Float[Array, "B T D"]:
-    """Overlap-save: blocks of a power of two, each overlapping the last by ``K - 1`` frames."""
-    batch, frames, channels = x.shape
-    width, group_size, _ = kernel.shape
-    groups = channels // group_size
-    block = 1 << (2 * width - 1).bit_length()
+def _fft_backward(width: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    of_blocks, of_taps = saved
+    batch, frames, channels = cotangent.shape
+    groups, group_size = of_taps.shape[:2]
+    block = _block_of(width)
     hop = block - width + 1
     num_blocks = math.ceil(frames / hop)
-    left = width // 2
+    g = jnp.pad(cotangent, ((0, 0), (0, num_blocks * hop - frames), (0, 0)))
+    g = g.reshape(batch * num_blocks, hop, groups, group_size).transpose(2, 0, 3, 1)
+    of_g = jnp.fft.rfft(g, block)
+    of_d_blocks = jnp.einsum("gmof,goif->gmif", of_g, of_taps)
+    of_d_taps = jnp.einsum("gmif,gmof->goif", of_blocks, jnp.conj(of_g))
+    together = jnp.fft.irfft(jnp.concatenate([of_d_blocks, of_d_taps], axis=1), block)
+    d_blocks, d_taps = jnp.split(together, [of_d_blocks.shape[1]], axis=1)
+    shape = jax.ShapeDtypeStruct((batch, frames, channels), cotangent.dtype)
+    blocks_of = functools.partial(_overlapping_blocks, width=width, group_size=group_size)
+    (d_x,) = jax.linear_transpose(blocks_of, shape)(d_blocks)
+    return d_x, d_taps[..., :width].transpose(3, 2, 0, 1).reshape(width, group_size, channels)
+
+
+_fft_grouped_conv.defvjp(_fft_forward, _fft_backward)
+_short_grouped_conv.defvjp(_fft_forward, _fft_backward)
+
+
+def _block_of(width: int) -> int:
+    """Frames of a block: enough that most of them give an output."""
+    return 1 << (2 * width - 1).bit_length()
+
+
+def _overlapping_blocks(x: Float[Array, "B T D"], width: int, group_size: int) -> Float[Array, "groups N G block"]:
+    """The blocks of all rows that together see every frame, by group of channels."""
+    batch, frames, channels = x.shape
+    block = _block_of(width)
+    hop = block - width + 1
+    num_blocks, left = math.ceil(frames / hop), width // 2
     padded = jnp.pad(x, ((0, 0), (left, (num_blocks - 1) * hop + block - left - frames), (0, 0)))
     blocks = jnp.stack([padded[:, n * hop : n * hop + block] for n in range(num_blocks)], axis=1)
-    blocks = blocks.reshape(batch * num_blocks, block, groups, group_size).transpose(2, 0, 3, 1)
-    taps = kernel.reshape(width, group_size, groups, group_size).transpose(2, 3, 1, 0)
-    # Convolution layers correlate, hence the conjugate.
-    spectrum = jnp.einsum("gmif,goif->gmof", jnp.fft.rfft(blocks), jnp.conj(jnp.fft.rfft(taps, block)))
-    output = jnp.fft.irfft(spectrum, block)[..., :hop]
-    output = output.reshape(groups, batch, num_blocks, group_size, hop).transpose(1, 2, 4, 0, 3)
-    return output.reshape(batch, num_blocks * hop, channels)[:, :frames]
+    blocks = blocks.reshape(batch * num_blocks, block, channels // group_size, group_size)
+    return blocks.transpose(2, 0, 3, 1)

@@ -121,6 +121,18 @@ def test_wide_kernels_avoid_the_convolution_and_narrow_ones_do_not(platform, ins
     assert ("conv_general_dilated" in few, instead in few) == ((True, False) if platform == "cpu" else (False, True))
 
 
+@pytest.mark.parametrize("frames", [20, 600])
+def test_fourier_transforms_never_run_side_by_side(frames):
+    # Two at once on two cores wait for each other's threads for ever (jaxlib 0.11). Two follow each other in the forward
+    # pass, and two in the backward pass.
+    def convolve(x, kernel):
+        with products.formulation(platform="cpu"):
+            return products.same_grouped_conv(x, kernel, jnp.float32).sum()
+
+    closed = jax.make_jaxpr(jax.value_and_grad(convolve, argnums=(0, 1)))(jnp.ones((1, frames, 4)), jnp.ones((9, 2, 4)))
+    assert sum(equation.primitive.name == "fft" for equation in _equations(closed.jaxpr)) == 4
+
+
 @pytest.mark.parametrize("frames", [40, 300])
 def test_with_few_frames_or_many_a_wide_convolution_without_gradient_is_the_same(frames):
     x, kernel = _normal(2, frames, 12), _normal(16, 4, 12, seed=1) / np.float32(8)
