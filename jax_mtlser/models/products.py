@@ -517,8 +517,7 @@ def _short_grouped_conv(x: Array, kernel: Array, width: int) -> Array:
 def _fft_grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"], width: int) -> Float[Array, "B T D"]:
     """Overlap-save: blocks of a power of two, each overlapping the last by ``K - 1`` frames.
 
-    Blocks and kernel are transformed in one call, and so are their gradients: in jaxlib 0.11, two transforms at once on
-    two cores wait for each other's threads for ever.
+    No transform runs beside another: in jaxlib 0.11, two at once on two cores wait for each other's threads for ever.
     """
     return _fft_forward(x, kernel, width)[0]
 
@@ -529,8 +528,8 @@ def _fft_forward(x: Array, kernel: Array, width: int) -> tuple[Array, tuple[Arra
     groups, block = channels // group_size, _block_of(width)
     blocks = _overlapping_blocks(x, width, group_size)
     taps = kernel.reshape(width, group_size, groups, group_size).transpose(2, 3, 1, 0)
-    taps = jnp.pad(taps, ((0, 0), (0, 0), (0, 0), (0, block - width)))
-    of_blocks, of_taps = jnp.split(jnp.fft.rfft(jnp.concatenate([blocks, taps], axis=1)), [blocks.shape[1]], axis=1)
+    of_taps = jnp.fft.rfft(taps, block)
+    of_blocks = jnp.fft.rfft(_after(of_taps.real, blocks))
     # Convolution layers correlate, hence the conjugate.
     spectrum = jnp.einsum("gmif,goif->gmof", of_blocks, jnp.conj(of_taps))
     hop = block - width + 1
@@ -549,10 +548,8 @@ def _fft_backward(width: int, saved: tuple[Array, Array], cotangent: Array) -> t
     g = jnp.pad(cotangent, ((0, 0), (0, num_blocks * hop - frames), (0, 0)))
     g = g.reshape(batch * num_blocks, hop, groups, group_size).transpose(2, 0, 3, 1)
     of_g = jnp.fft.rfft(g, block)
-    of_d_blocks = jnp.einsum("gmof,goif->gmif", of_g, of_taps)
-    of_d_taps = jnp.einsum("gmif,gmof->goif", of_blocks, jnp.conj(of_g))
-    together = jnp.fft.irfft(jnp.concatenate([of_d_blocks, of_d_taps], axis=1), block)
-    d_blocks, d_taps = jnp.split(together, [of_d_blocks.shape[1]], axis=1)
+    d_taps = jnp.fft.irfft(jnp.einsum("gmif,gmof->goif", of_blocks, jnp.conj(of_g)), block)
+    d_blocks = jnp.fft.irfft(_after(d_taps, jnp.einsum("gmof,goif->gmif", of_g, of_taps)), block)
     shape = jax.ShapeDtypeStruct((batch, frames, channels), cotangent.dtype)
     blocks_of = functools.partial(_overlapping_blocks, width=width, group_size=group_size)
     (d_x,) = jax.linear_transpose(blocks_of, shape)(d_blocks)
@@ -561,6 +558,14 @@ def _fft_backward(width: int, saved: tuple[Array, Array], cotangent: Array) -> t
 
 _fft_grouped_conv.defvjp(_fft_forward, _fft_backward)
 _short_grouped_conv.defvjp(_fft_forward, _fft_backward)
+
+
+def _after(first: Array, x: Array) -> Array:
+    """``x``, which is there only after ``first``.
+
+    The first of the two is the kernel's, which all devices have: a wait for another device's rows would be a message.
+    """
+    return x + 0 * first[(0,) * first.ndim]  # XLA must not drop it: the product may be NaN
 
 
 def _block_of(width: int) -> int:

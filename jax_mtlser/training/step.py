@@ -21,6 +21,7 @@ from jax_mtlser.training.losses import TASKS, LossSums, ctc_feasible, task_losse
 from jax_mtlser.training.optimizer import (
     Rates,
     Trainable,
+    global_norm,
     gradient_transform,
     merge,
     schedule,
@@ -276,7 +277,7 @@ def train_step(
         heads = schedule(state.step, knobs.rates, spec.schedule)
         encoder = schedule(state.step, knobs.rates, spec.schedule, knobs.rates.encoder_start)
         stacks = optax.apply_updates(state.stacks, layout.scaled(updates, knobs.rates, encoder, heads))
-        norm = optax.tree.norm(gradients)
+        norm = global_norm(gradients)
     after = None
     if weighting.looks_back:
         moved = layout.unpack(stacks)

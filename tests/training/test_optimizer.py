@@ -10,7 +10,7 @@ import pytest
 
 from jax_mtlser.architecture import Wav2Vec2Architecture
 from jax_mtlser.config import Freeze, LearningRateSchedule, OptimizerConfig
-from jax_mtlser.training.optimizer import Rates, Trainable, gradient_transform, merge, schedule, split
+from jax_mtlser.training.optimizer import Rates, Trainable, global_norm, gradient_transform, merge, schedule, split
 from jax_mtlser.training.stacks import Layout
 
 ARCH = Wav2Vec2Architecture(num_hidden_layers=3)
@@ -68,6 +68,13 @@ def test_five_steps_equal_pytorchs_adamw_and_clipping():
         stacks = optax.apply_updates(stacks, layout.scaled(updates, rates(0.01, 0.01), jnp.float32(1), jnp.float32(1)))
     for ours, other in zip(structure.flatten_up_to(layout.unpack(stacks)), theirs, strict=True):
         np.testing.assert_allclose(ours, other.detach().numpy(), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(64, 1000), (7, 3), (16,), ()])
+def test_the_global_norm_is_that_of_all_entries_together(shape):
+    leaves = [np.random.default_rng(seed).standard_normal(shape).astype(np.float32) for seed in (0, 1)]
+    expected = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in leaves))
+    np.testing.assert_allclose(jax.jit(global_norm)([*map(jnp.asarray, leaves)]), expected, rtol=1e-6)
 
 
 def test_biases_and_norms_are_not_decayed_by_default():
