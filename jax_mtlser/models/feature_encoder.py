@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_mtlser.architecture import FeatureNorm, Wav2Vec2Architecture
-from jax_mtlser.models import products
+from jax_mtlser.models import convolutions, products
 from jax_mtlser.models.dropout import dropout
 from jax_mtlser.models.layer_norm import LayerNorm
 from jax_mtlser.models.layers import Dense, activation, frame_mask
@@ -120,7 +120,7 @@ class FeatureEncoder(nn.Module):
 
 
 class Conv(nn.Module):
-    """Strided convolution without padding, see :func:`~jax_mtlser.models.products.strided_conv`."""
+    """Strided convolution without padding, see :func:`~jax_mtlser.models.convolutions.strided_conv`."""
 
     channels: int
     width: int
@@ -132,7 +132,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "B L I"]) -> Float[Array, "B T O"]:
         initializer = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1))
         kernel = self.param("kernel", initializer, (self.width, x.shape[-1], self.channels))
-        x = products.strided_conv(x, kernel, self.stride, self.dtype)
+        x = convolutions.strided_conv(x, kernel, self.stride, self.dtype)
         if not self.use_bias:
             return x
         bias = self.param("bias", jax.nn.initializers.zeros, (self.channels,))

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jax_mtlser.architecture import Wav2Vec2Architecture
-from jax_mtlser.models import products
+from jax_mtlser.models import convolutions
 from jax_mtlser.models.layer_norm import standardised
 from jax_mtlser.models.layers import activation
 
@@ -33,7 +33,7 @@ class PositionalConv(nn.Module):
         gain = self.param("gain", lambda key: _tap_norm(direction))
         bias = self.param("bias", jax.nn.initializers.zeros, (arch.hidden_size,))
         kernel = direction * (gain / _tap_norm(direction))[:, None, None]
-        x = products.same_grouped_conv(x, kernel, self.dtype) + bias.astype(self.dtype)[None, None]
+        x = convolutions.same_grouped_conv(x, kernel, self.dtype) + bias.astype(self.dtype)[None, None]
         return activation(arch.feat_extract_activation)(x)
 
 
@@ -60,7 +60,7 @@ class PositionalConvStack(nn.Module):
         for index in range(arch.num_conv_pos_embeddings):
             kernel = self.param(f"kernel_{index}", init, (width, group_size, arch.hidden_size))
             bias = self.param(f"bias_{index}", jax.nn.initializers.zeros, (arch.hidden_size,))
-            x = products.same_grouped_conv(x, kernel, self.dtype) + bias.astype(self.dtype)[None, None]
+            x = convolutions.same_grouped_conv(x, kernel, self.dtype) + bias.astype(self.dtype)[None, None]
             x = activation(arch.feat_extract_activation)(standardised(x).astype(self.dtype))
             if not self.hf_compat:
                 x = jnp.where(mask[..., None], x, 0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jax_mtlser.architecture import EncoderFamily, Wav2Vec2Architecture
-from jax_mtlser.models import products
+from jax_mtlser.models import convolutions, products
 from jax_mtlser.models.multitask import HeadSizes, MultitaskModel
 from jax_mtlser.models.transformer import EncoderOptions
 
@@ -41,7 +41,7 @@ def test_a_grouped_convolution_keeps_members_apart(width, plain):
     @jax.jit
     @jax.vmap
     def both(x, kernel, cotangent):
-        conv = functools.partial(products.same_grouped_conv, dtype=jnp.float32)
+        conv = functools.partial(convolutions.same_grouped_conv, dtype=jnp.float32)
         output, pullback = jax.vjp(conv, x, kernel)
         return output, pullback(cotangent)
 
@@ -51,7 +51,7 @@ def test_a_grouped_convolution_keeps_members_apart(width, plain):
     # And it is the gradient that a member has alone.
     for member in range(MEMBERS):
         with products.formulation(plain=plain):
-            conv = functools.partial(products.same_grouped_conv, dtype=jnp.float32)
+            conv = functools.partial(convolutions.same_grouped_conv, dtype=jnp.float32)
             output, pullback = jax.vjp(conv, x[member], kernel[member])
             alone = output, pullback(cotangent[member])
         for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(alone), strict=True):
@@ -65,7 +65,7 @@ def test_members_and_rows_divided_among_devices_give_the_same_gradients(width):
     kernel = jax.random.normal(keys[2], (2, width, 2, 8))
 
     def gradients(x, kernel, cotangent):
-        conv = functools.partial(products.same_grouped_conv, dtype=jnp.float32)
+        conv = functools.partial(convolutions.same_grouped_conv, dtype=jnp.float32)
         return jax.vmap(lambda x, kernel, cotangent: jax.vjp(conv, x, kernel)[1](cotangent))(x, kernel, cotangent)
 
     auto = (jax.sharding.AxisType.Auto,) * 2

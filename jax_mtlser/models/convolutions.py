@@ -1,0 +1,366 @@
+"""Convolutions over time, each written as what computes it fastest: matrix products, or Fourier transforms.
+
+XLA's one-dimensional convolutions are slow on CPUs, and become grouped convolutions under ``vmap`` over the members of a
+population.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jax_mtlser.models import products
+
+__all__ = ["same_grouped_conv", "strided_conv"]
+
+# Grouped convolutions with more taps than this are wide.
+_WIDE = 8
+# Frames of a batch, up to which a CPU computes a wide grouped convolution without its gradient as it is.
+_FEW_FRAMES = 512
+# Outputs that a wide grouped convolution computes together on an accelerator.
+_BLOCK = 8
+# Below this many input values per stride step, one product on unfolded windows beats several thin ones.
+_MIN_CHUNK_WIDTH = 32
+
+
+def strided_conv(
+    x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int, dtype: DTypeLike
+) -> Float[Array, "B T O"]:
+    """One-dimensional convolution without padding: ``T = (L - K) // stride + 1`` outputs.
+
+    The input is cut into chunks of ``stride`` positions; output ``t`` is the sum over ``j`` of chunk ``t + j``
+    times the ``j``-th chunk of the kernel, so each ``j`` is one matrix product over all chunks.
+    """
+    _, channels, _ = kernel.shape
+    if stride * channels < _MIN_CHUNK_WIDTH:
+        return _thin_conv(x.astype(dtype), kernel.astype(dtype), stride)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    if products.is_plain():
+        return _chunked_conv(x, kernel, stride)[0]
+    return (
+        _conv_with_gradient(x, kernel, stride) if products.on_cpu() else _windowed_conv(x, kernel, stride, x.shape[1])
+    )
+
+
+def _thin_conv(x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int) -> Float[Array, "B T O"]:
+    """For few input channels (samples): one product on unfolded windows, on CPU a sum of outer products."""
+    width, channels, outputs = kernel.shape
+    windows, flat = _windows(x, width, stride), kernel.reshape(width * channels, outputs)
+    if products.on_cpu() and not products.is_plain():
+        return _outer_products(windows, flat)
+    return products.matmul(windows, flat, x.dtype)
+
+
+def _windows(x: Float[Array, "B L I"], width: int, stride: int) -> Float[Array, "B T K"]:
+    """What each output sees, side by side: ``width`` positions of all channels."""
+    num_outputs = (x.shape[1] - width) // stride + 1
+    chunks, taps = _chunks(x, width, stride)
+    return jnp.concatenate([chunks[:, j : j + num_outputs, : tap * x.shape[2]] for j, tap in enumerate(taps)], -1)
+
+
+@jax.custom_vjp
+def _outer_products(windows: Float[Array, "B T K"], kernel: Float[Array, "K O"]) -> Float[Array, "B T O"]:
+    left, right = windows.astype(jnp.float32), kernel.astype(jnp.float32)
+    # Products this thin do not fill a matrix kernel, and a fused sum is not written out and read again.
+    total = left[..., 0:1] * right[None, None, 0]
+    for tap in range(1, right.shape[0]):
+        total = total + left[..., tap : tap + 1] * right[None, None, tap]
+    return total.astype(windows.dtype)
+
+
+def _outer_products_forward(windows: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _outer_products(windows, kernel), (windows, kernel)
+
+
+def _outer_products_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    windows, kernel = saved
+    rows, flat = windows.reshape(-1, windows.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+    d_windows = products.accumulate("ro,ko->rk", flat, kernel).reshape(windows.shape)
+    return d_windows.astype(windows.dtype), products.accumulate("kr,ro->ko", products.transposed(rows), flat).astype(
+        kernel.dtype
+    )
+
+
+_outer_products.defvjp(_outer_products_forward, _outer_products_backward)
+
+
+def _chunks(x: Float[Array, "B L I"], width: int, stride: int) -> tuple[Float[Array, "B N S"], list[int]]:
+    """``x`` cut into chunks of ``stride`` positions, and the kernel taps that fall into each chunk of the kernel."""
+    num_outputs = (x.shape[1] - width) // stride + 1
+    num_kernel_chunks = math.ceil(width / stride)
+    num_chunks = num_outputs + num_kernel_chunks - 1
+    missing = num_chunks * stride - x.shape[1]
+    if not isinstance(x.shape[1], int):
+        missing = num_kernel_chunks * stride - width  # a symbolic length: the most that it can be
+    x = jnp.pad(x, ((0, 0), (0, max(missing, 0)), (0, 0)))[:, : num_chunks * stride]
+    # The last kernel chunk may be shorter than the stride: only its own taps are multiplied.
+    taps = [min(stride, width - j * stride) for j in range(num_kernel_chunks)]
+    return x.reshape(x.shape[0], num_chunks, stride * x.shape[2]), taps
+
+
+def _chunked_conv(
+    x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int
+) -> tuple[Float[Array, "B T O"], Float[Array, "B N S"]]:
+    """The convolution, and the chunks that it multiplied."""
+    width, channels, outputs = kernel.shape
+    num_outputs = (x.shape[1] - width) // stride + 1
+    chunks, taps = _chunks(x, width, stride)
+    output = None
+    for j, tap in enumerate(taps):
+        weight = kernel[j * stride : j * stride + tap].reshape(tap * channels, outputs)
+        # Slicing the product, not its input, keeps the input one contiguous operand for every chunk.
+        product = products.matmul(chunks[..., : tap * channels], weight, x.dtype)[:, j : j + num_outputs]
+        output = product if output is None else output + product
+    assert output is not None
+    return output, chunks
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_with_gradient(x: Array, kernel: Array, stride: int) -> Array:
+    return _chunked_conv(x, kernel, stride)[0]
+
+
+def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, ...]]:
+    output, chunks = _chunked_conv(x, kernel, stride)
+    return output, (x, chunks, kernel)
+
+
+def _conv_backward(stride: int, saved: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array]:
+    """One transpose of the chunks serves all taps."""
+    x, chunks, kernel = saved
+    width, channels, outputs = kernel.shape
+    batch, num_chunks, chunk_width = chunks.shape
+    num_outputs = cotangent.shape[1]
+    transposed = products.transposed(chunks.reshape(-1, chunk_width))
+    # A product's float32 result is written out on CPU in any case; elsewhere rounding it first halves the traffic.
+    sum_type = jnp.float32 if products.on_cpu() else x.dtype
+    d_kernel, d_chunks = [], jnp.zeros((), sum_type)
+    for j in range(math.ceil(width / stride)):
+        tap = min(stride, width - j * stride)
+        weight = kernel[j * stride : j * stride + tap].reshape(tap * channels, outputs)
+        behind = num_chunks - num_outputs - j
+        rows = jnp.pad(cotangent, ((0, 0), (j, behind), (0, 0))).reshape(-1, outputs)
+        d_kernel.append(products.accumulate("ir,ro->io", transposed[: tap * channels], rows))
+        d_rows = products.accumulate("ro,io->ri", rows, weight).astype(sum_type)
+        d_chunks = d_chunks + jnp.pad(d_rows, ((0, 0), (0, chunk_width - tap * channels)))
+    d_x = d_chunks.astype(x.dtype).reshape(batch, num_chunks * stride, channels)[:, : x.shape[1]]
+    d_x = jnp.pad(d_x, ((0, 0), (0, x.shape[1] - d_x.shape[1]), (0, 0)))
+    return d_x, jnp.concatenate(d_kernel).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_conv_with_gradient.defvjp(_conv_forward, _conv_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _windowed_conv(x: Array, kernel: Array, stride: int, length: int) -> Array:
+    """One product on windows of ``x``, which has ``length`` positions.
+
+    Windows hold positions that neighbours see twice, but whatever computes ``x`` writes them in its place: XLA makes one
+    kernel of what lies between two products. A sum of products on chunks would be written and read for each.
+    """
+    return _windowed_forward(x, kernel, stride, length)[0]
+
+
+def _windowed_forward(x: Array, kernel: Array, stride: int, length: int) -> tuple[Array, tuple[Array, Array]]:
+    width, channels, outputs = kernel.shape
+    windows = _windows(x, width, stride)
+    product = products.accumulate("ri,io->ro", windows.reshape(-1, width * channels), kernel.reshape(-1, outputs))
+    return product.astype(x.dtype).reshape(*windows.shape[:2], outputs), (windows, kernel)
+
+
+def _windowed_backward(stride: int, length: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    windows, kernel = saved
+    width, channels, outputs = kernel.shape
+    batch, num_outputs, _ = windows.shape
+    rows = cotangent.reshape(-1, outputs)
+    d_kernel = products.accumulate("ir,ro->io", windows.reshape(-1, width * channels).T, rows)
+    d_windows = products.accumulate("ro,io->ri", rows, kernel.reshape(-1, outputs)).astype(windows.dtype)
+    d_windows = d_windows.reshape(batch, num_outputs, width, channels)
+    d_x = jnp.zeros((), jnp.float32)
+    for start in range(0, width, stride):
+        part = d_windows[:, :, start : start + stride].astype(jnp.float32)
+        part = jnp.pad(part, ((0, 0), (0, 0), (0, stride - part.shape[2]), (0, 0)))
+        part = part.reshape(batch, num_outputs * stride, channels)[:, : length - start]
+        d_x = d_x + jnp.pad(part, ((0, 0), (start, length - start - part.shape[1]), (0, 0)))
+    return d_x.astype(windows.dtype), d_kernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_windowed_conv.defvjp(_windowed_forward, _windowed_backward)
+
+
+def same_grouped_conv(
+    x: Float[Array, "B T D"], kernel: Float[Array, "K G D"], dtype: DTypeLike
+) -> Float[Array, "B T D"]:
+    """Grouped convolution over time, zero-padded by ``K // 2`` on the left and to length ``T`` on the right.
+
+    ``kernel`` has ``G`` input channels per group, hence ``D // G`` groups. Grouped convolutions of wide kernels are slow
+    everywhere: on CPU they go through the Fourier transform in float32 instead, few frames without a gradient excepted;
+    on accelerators through one matrix product per group (cuDNN's own took two fifths of a training step of wav2vec2-base
+    on an H200).
+    """
+    if kernel.shape[0] > _WIDE and not products.is_plain():
+        if products.on_cpu():
+            transformed = x.shape[0] * x.shape[1] > _FEW_FRAMES
+            convolve = _fft_grouped_conv if transformed else _short_grouped_conv
+            return convolve(x.astype(jnp.float32), kernel.astype(jnp.float32), kernel.shape[0]).astype(dtype)
+        return products.in_rows(_blocked_grouped_conv(products.in_rows(x.astype(dtype)), kernel, dtype))
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    return _grouped_conv_apart(x, kernel) if products.on_cpu() and products.is_batched() else _grouped_conv(x, kernel)
+
+
+def _grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"]) -> Float[Array, "B T D"]:
+    width, group_size, channels = kernel.shape
+    output = lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1,),
+        padding=[(width // 2, (width - 1) // 2)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=channels // group_size,
+        precision=lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
+    )
+    return output.astype(x.dtype)
+
+
+@jax.custom_vjp
+def _grouped_conv_apart(x: Array, kernel: Array) -> Array:
+    """The same, with a kernel gradient that keeps the members of a population apart."""
+    return _grouped_conv(x, kernel)
+
+
+def _apart_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _grouped_conv(x, kernel), (x, kernel)
+
+
+def _apart_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (d_x,) = jax.vjp(lambda x: _grouped_conv(x, kernel), x)[1](cotangent)
+    return d_x, _kernel_gradient(x, kernel, cotangent)
+
+
+_grouped_conv_apart.defvjp(_apart_forward, _apart_backward)
+
+
+def _kernel_gradient(x: Array, kernel: Array, cotangent: Array) -> Array:
+    """One product for each tap, which stays one for each member under ``vmap``.
+
+    XLA's CPU backend multiplies each member's frames with all members' cotangents and masks what does not belong
+    together: 0 * NaN would carry one member's NaN to the others. And where both members and rows were divided among
+    devices, its gradient of a convolution that looped over the members came out twice as large.
+    """
+    width, size, channels = kernel.shape
+    batch, frames, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (width // 2, (width - 1) // 2), (0, 0)))
+    by_group = cotangent.reshape(batch, frames, channels // size, size)
+    taps = [padded[:, tap : tap + frames].reshape(by_group.shape) for tap in range(width)]
+    each = [products.accumulate("btgi,btgo->igo", tap, by_group).reshape(size, channels) for tap in taps]
+    return jnp.stack(each).astype(kernel.dtype)
+
+
+def _blocked_grouped_conv(
+    x: Float[Array, "B T D"], kernel: Float[Array, "K G D"], dtype: DTypeLike
+) -> Float[Array, "B T D"]:
+    """Blocks of a few neighbouring outputs at once, from the window of inputs that they see together.
+
+    One output alone would leave each group's product with no more columns than a group has channels, and unfold every
+    input ``K`` times. A block of P outputs has P times the columns; its windows repeat inputs only ``(K + P - 1) / P``
+    times, at the price of the zeros that shifting the kernel from output to output brings in, ``P - 1`` for ``K`` taps.
+    """
+    batch, frames, channels = x.shape
+    width, size, _ = kernel.shape
+    groups, block = channels // size, _BLOCK
+    blocks, chunks_seen = math.ceil(frames / block), math.ceil((width + block - 1) / block)
+    seen, left = chunks_seen * block, width // 2
+    behind = (blocks - 1) * block + seen - left - frames
+    chunks = jnp.pad(x, ((0, 0), (left, behind), (0, 0)))
+    chunks = chunks.reshape(batch, -1, block, groups, size).transpose(3, 0, 1, 2, 4)
+    chunks = chunks.reshape(groups, batch, -1, block * size)
+    windows = jnp.concatenate([chunks[:, :, j : j + blocks] for j in range(chunks_seen)], axis=-1)
+    taps = kernel.reshape(width, size, groups, size).transpose(2, 0, 1, 3)
+    shifted = [jnp.pad(taps, ((0, 0), (r, seen - width - r), (0, 0), (0, 0))) for r in range(block)]
+    weight = jnp.stack(shifted, axis=3).reshape(groups, seen * size, block * size)
+    output = products.einsum("gnk,gkp->gnp", windows.reshape(groups, batch * blocks, -1), weight, dtype)
+    output = output.reshape(groups, batch, blocks, block, size).transpose(1, 2, 3, 0, 4)
+    return output.reshape(batch, blocks * block, channels)[:, :frames]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _short_grouped_conv(x: Array, kernel: Array, width: int) -> Array:
+    """Without a gradient as it is: to transform the kernel alone would take longer. With one, by Fourier transform."""
+    return _grouped_conv(x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _fft_grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"], width: int) -> Float[Array, "B T D"]:
+    """Overlap-save: blocks of a power of two, each overlapping the last by ``K - 1`` frames.
+
+    No transform runs beside another: in jaxlib 0.11, two at once on two cores wait for each other's threads for ever.
+    """
+    return _fft_forward(x, kernel, width)[0]
+
+
+def _fft_forward(x: Array, kernel: Array, width: int) -> tuple[Array, tuple[Array, Array]]:
+    _, group_size, channels = kernel.shape
+    batch, frames, _ = x.shape
+    groups, block = channels // group_size, _block_of(width)
+    blocks = _overlapping_blocks(x, width, group_size)
+    taps = kernel.reshape(width, group_size, groups, group_size).transpose(2, 3, 1, 0)
+    of_taps = jnp.fft.rfft(taps, block)
+    of_blocks = jnp.fft.rfft(_after(of_taps.real, blocks))
+    # Convolution layers correlate, hence the conjugate.
+    spectrum = jnp.einsum("gmif,goif->gmof", of_blocks, jnp.conj(of_taps))
+    hop = block - width + 1
+    output = jnp.fft.irfft(spectrum, block)[..., :hop].reshape(groups, batch, -1, group_size, hop)
+    output = output.transpose(1, 2, 4, 0, 3).reshape(batch, -1, channels)[:, :frames]
+    return output, (of_blocks, of_taps)
+
+
+def _fft_backward(width: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    of_blocks, of_taps = saved
+    batch, frames, channels = cotangent.shape
+    groups, group_size = of_taps.shape[:2]
+    block = _block_of(width)
+    hop = block - width + 1
+    num_blocks = math.ceil(frames / hop)
+    g = jnp.pad(cotangent, ((0, 0), (0, num_blocks * hop - frames), (0, 0)))
+    g = g.reshape(batch * num_blocks, hop, groups, group_size).transpose(2, 0, 3, 1)
+    of_g = jnp.fft.rfft(g, block)
+    d_taps = jnp.fft.irfft(jnp.einsum("gmif,gmof->goif", of_blocks, jnp.conj(of_g)), block)
+    d_blocks = jnp.fft.irfft(_after(d_taps, jnp.einsum("gmof,goif->gmif", of_g, of_taps)), block)
+    shape = jax.ShapeDtypeStruct((batch, frames, channels), cotangent.dtype)
+    blocks_of = functools.partial(_overlapping_blocks, width=width, group_size=group_size)
+    (d_x,) = jax.linear_transpose(blocks_of, shape)(d_blocks)
+    return d_x, d_taps[..., :width].transpose(3, 2, 0, 1).reshape(width, group_size, channels)
+
+
+_fft_grouped_conv.defvjp(_fft_forward, _fft_backward)
+_short_grouped_conv.defvjp(_fft_forward, _fft_backward)
+
+
+def _after(first: Array, x: Array) -> Array:
+    """``x``, which is there only after ``first``.
+
+    The first of the two is the kernel's, which all devices have: a wait for another device's rows would be a message.
+    """
+    return x + 0 * first[(0,) * first.ndim]  # XLA must not drop it: the product may be NaN
+
+
+def _block_of(width: int) -> int:
+    """Frames of a block: enough that most of them give an output."""
+    return 1 << (2 * width - 1).bit_length()
+
+
+def _overlapping_blocks(x: Float[Array, "B T D"], width: int, group_size: int) -> Float[Array, "groups N G block"]:
+    """The blocks of all rows that together see every frame, by group of channels."""
+    batch, frames, channels = x.shape
+    block = _block_of(width)
+    hop = block - width + 1
+    num_blocks, left = math.ceil(frames / hop), width // 2
+    padded = jnp.pad(x, ((0, 0), (left, (num_blocks - 1) * hop + block - left - frames), (0, 0)))
+    blocks = jnp.stack([padded[:, n * hop : n * hop + block] for n in range(num_blocks)], axis=1)
+    blocks = blocks.reshape(batch * num_blocks, block, channels // group_size, group_size)
+    return blocks.transpose(2, 0, 3, 1)
