@@ -73,7 +73,7 @@ def trained(freeze, *, kept: bool, head_input=HeadInput.LAST, method=WeightingMe
     [
         (Freeze.FEATURE_ENCODER, {}),
         pytest.param(Freeze.LAYERS, {"method": WeightingMethod.PCGRAD, "devices": 4}, marks=pytest.mark.slow),
-        (Freeze.ENCODER, {"head_input": HeadInput.WEIGHTED_SUM}),
+        pytest.param(Freeze.ENCODER, {"head_input": HeadInput.WEIGHTED_SUM}, marks=pytest.mark.slow),
     ],
 )
 def test_training_on_kept_frames_is_training_on_samples(freeze, options):
