@@ -144,15 +144,19 @@ class EncoderLayer(nn.Module):
         attention_norm = LayerNorm(self.dtype, arch.layer_norm_eps, name="attention_norm")
         feed_forward_norm = LayerNorm(self.dtype, arch.layer_norm_eps, name="feed_forward_norm")
 
-        def attend(x: Array) -> Array:
-            y = attention(x, mask, relative_position, dropout_key=keys.shares)
-            return dropout(y, arch.hidden_dropout, keys.attention)
+        def attend(rows: Array) -> Array:
+            y = attention(rows.reshape(x.shape), mask, relative_position, dropout_key=keys.shares)
+            return dropout(y.reshape(rows.shape), arch.hidden_dropout, keys.attention)
 
-        def feed(x: Array) -> Array:
-            return dropout(feed_forward(x, dropout_key=keys.activations), arch.hidden_dropout, keys.feed_forward)
+        def feed(rows: Array) -> Array:
+            return dropout(feed_forward(rows, dropout_key=keys.activations), arch.hidden_dropout, keys.feed_forward)
 
+        # Frames of all utterances as rows: with three axes, XLA lays some of the sums out channel by channel.
+        rows = x.reshape(-1, x.shape[-1])
         if arch.pre_norm:
-            x = x + attend(attention_norm(x))
-            return x + feed(feed_forward_norm(x))
-        x = attention_norm(x + attend(x))
-        return feed_forward_norm(x + feed(x))
+            rows = rows + attend(attention_norm(rows))
+            rows = rows + feed(feed_forward_norm(rows))
+        else:
+            rows = attention_norm(rows + attend(rows))
+            rows = feed_forward_norm(rows + feed(rows))
+        return rows.reshape(x.shape)

@@ -116,19 +116,17 @@ def affine(
 ) -> Float[Array, "*batch O"]:
     """``x @ weight + bias`` in ``dtype``."""
     rows = einsum("ri,io->ro", x.reshape(-1, x.shape[-1]), weight, dtype)
-    summed_by_product = dtype != jnp.float32 and on_cpu() and not is_plain() and not is_batched()
-    rows = _with_bias(rows, bias) if summed_by_product else rows + bias.astype(dtype)[None]
+    if is_plain() or dtype == jnp.float32:
+        rows = rows + bias.astype(dtype)[None]
+    else:
+        rows = _with_bias(rows, bias)
     return rows.reshape(*x.shape[:-1], weight.shape[-1])
 
 
 @jax.custom_vjp
 def _with_bias(rows: Float[Array, "R O"], bias: Float[Array, " O"]) -> Float[Array, "R O"]:
-    """The sum, with the bias' gradient as a product.
-
-    XLA's CPU backend writes the cotangent out in float32 before it sums it, and then sums in windows of 32. A product of
-    ones sums bfloat16 values exactly as well; of eight equal rows, because with one it takes longer.
-    """
-    return rows + bias.astype(rows.dtype)[None]
+    """The sum in float32, rounded to the rows' type."""
+    return (rows.astype(jnp.float32) + bias.astype(jnp.float32)[None]).astype(rows.dtype)
 
 
 def _with_bias_forward(rows: Array, bias: Array) -> tuple[Array, Array]:
@@ -136,8 +134,15 @@ def _with_bias_forward(rows: Array, bias: Array) -> tuple[Array, Array]:
 
 
 def _with_bias_backward(like: Array, cotangent: Array) -> tuple[Array, Array]:
-    ones = jnp.ones((8, cotangent.shape[0]), cotangent.dtype)
-    return cotangent, accumulate("kr,ro->ko", ones, cotangent)[0].astype(like.dtype)
+    if not on_cpu():
+        # Read by two products anyway: without the barrier XLA would write it in float32 for the sum.
+        cotangent = lax.optimization_barrier(cotangent)
+    elif not is_batched():
+        # XLA's CPU backend writes the cotangent out in float32 before it sums it, and then sums in windows of 32. A
+        # product of ones sums bfloat16 values exactly as well; of eight equal rows, because with one it takes longer.
+        ones = jnp.ones((8, cotangent.shape[0]), cotangent.dtype)
+        return cotangent, accumulate("kr,ro->ko", ones, cotangent)[0].astype(like.dtype)
+    return cotangent, jnp.sum(cotangent.astype(jnp.float32), axis=0).astype(like.dtype)
 
 
 _with_bias.defvjp(_with_bias_forward, _with_bias_backward)

@@ -126,7 +126,7 @@ class Transformer(nn.Module):
         def run(x: Array, params: Any, keys: DropoutKeys | None, skipped: Array | None) -> Array:
             y: Any = layer.apply({"params": params}, x, mask, relative_position, dropout_keys=keys)
             # A select, not a branch: under vmap over members each member drops its own layers.
-            return y if skipped is None else jnp.where(skipped, x, y)
+            return products.in_rows(y if skipped is None else jnp.where(skipped, x, y))
 
         step: Callable[..., Array] = jax.checkpoint(run) if options.remat else run
         every = [self.variables["params"][f"layer_{index}"] for index in range(count)]
