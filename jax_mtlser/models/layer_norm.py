@@ -30,7 +30,7 @@ class LayerNorm(nn.Module):
         bias = self.param("bias", jax.nn.initializers.zeros, (x.shape[-1],))
         rows = products.in_rows(x.reshape(-1, x.shape[-1]))
         norm = _plain_norm if products.is_plain() else _norm_with_gradient
-        return products.in_rows(norm(rows, scale, bias, self.epsilon, self.dtype)).reshape(x.shape)
+        return norm(rows, scale, bias, self.epsilon, self.dtype).reshape(x.shape)
 
 
 def standardised(x: Float[Array, "*batch D"], epsilon: float = 1e-5) -> Float[Array, "*batch D"]:

@@ -25,6 +25,7 @@ from jax_mtlser.evaluation.predictions import read_predictions
 from jax_mtlser.inference.exports import export as exporting
 from jax_mtlser.inference.exports.export import check_files, export_member, open_export
 from jax_mtlser.inference.exports.formats import ExportError, ExportFormat, OnnxShape, Weights
+from jax_mtlser.inference.exports.onnx_file import NOT_TO_ONNX
 from jax_mtlser.inference.exports.quantisation import restored, stored
 from jax_mtlser.inference.exports.ser_path import SerPath
 from jax_mtlser.inference.exports.stablehlo import PROGRAM, WEIGHTS, read_stablehlo, write_stablehlo
@@ -280,6 +281,8 @@ def test_onnx_of_other_families(name, tmp_path):
 
 
 def _onnx():
+    if jax.__version_info__ >= NOT_TO_ONNX:
+        pytest.skip(f"jax2onnx does not know jax {jax.__version__}: pip install 'jax<0.12'")
     pytest.importorskip("jax2onnx", reason="needs jax2onnx: pip install 'jax-mtlser[onnx]'")
     return pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'jax-mtlser[onnx]'")
 
@@ -292,6 +295,13 @@ def test_a_missing_library_is_named_with_its_extra(run, tmp_path, capsys, monkey
     assert command(run, tmp_path / "out", f"--format={form}", *(["--seconds=1"] if form == "onnx" else [])) == 1
     extra = "export" if form == "stablehlo" else "onnx"
     assert f"needs {library}, which is not installed: pip install 'jax-mtlser[{extra}]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_jax_that_the_converter_does_not_know_is_refused_before_work(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jax, "__version_info__", NOT_TO_ONNX)
+    assert command(run, tmp_path / "out", "--format=onnx", "--seconds=1") == 1
+    assert "needs jax below 0.12" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
