@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -32,8 +33,9 @@ def strided_conv(
 ) -> Float[Array, "B T O"]:
     """One-dimensional convolution without padding: ``T = (L - K) // stride + 1`` outputs.
 
-    The input is cut into chunks of ``stride`` positions; output ``t`` is the sum over ``j`` of chunk ``t + j``
-    times the ``j``-th chunk of the kernel, so each ``j`` is one matrix product over all chunks.
+    On accelerators one matrix product on windows of the input. On CPUs a sum of products without unfolding it: the input
+    is cut into chunks of ``stride`` positions; output ``t`` is the sum over ``j`` of chunk ``t + j`` times the ``j``-th
+    chunk of the kernel, so each ``j`` is one product over all chunks. Few channels (samples) have a form of their own.
     """
     _, channels, _ = kernel.shape
     if stride * channels < _MIN_CHUNK_WIDTH:
@@ -41,9 +43,9 @@ def strided_conv(
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     if products.is_plain():
         return _chunked_conv(x, kernel, stride)[0]
-    return (
-        _conv_with_gradient(x, kernel, stride) if products.on_cpu() else _windowed_conv(x, kernel, stride, x.shape[1])
-    )
+    if products.on_cpu():
+        return _conv_with_gradient(x, kernel, stride)
+    return _windowed_conv(x, kernel, stride, x.shape[1])
 
 
 def _thin_conv(x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int) -> Float[Array, "B T O"]:
@@ -136,16 +138,14 @@ def _conv_backward(stride: int, saved: tuple[Array, ...], cotangent: Array) -> t
     batch, num_chunks, chunk_width = chunks.shape
     num_outputs = cotangent.shape[1]
     transposed = products.transposed(chunks.reshape(-1, chunk_width))
-    # A product's float32 result is written out on CPU in any case; elsewhere rounding it first halves the traffic.
-    sum_type = jnp.float32 if products.on_cpu() else x.dtype
-    d_kernel, d_chunks = [], jnp.zeros((), sum_type)
+    d_kernel, d_chunks = [], jnp.zeros((), jnp.float32)
     for j in range(math.ceil(width / stride)):
         tap = min(stride, width - j * stride)
         weight = kernel[j * stride : j * stride + tap].reshape(tap * channels, outputs)
         behind = num_chunks - num_outputs - j
         rows = jnp.pad(cotangent, ((0, 0), (j, behind), (0, 0))).reshape(-1, outputs)
         d_kernel.append(products.accumulate("ir,ro->io", transposed[: tap * channels], rows))
-        d_rows = products.accumulate("ro,io->ri", rows, weight).astype(sum_type)
+        d_rows = products.accumulate("ro,io->ri", rows, weight).astype(jnp.float32)
         d_chunks = d_chunks + jnp.pad(d_rows, ((0, 0), (0, chunk_width - tap * channels)))
     d_x = d_chunks.astype(x.dtype).reshape(batch, num_chunks * stride, channels)[:, : x.shape[1]]
     d_x = jnp.pad(d_x, ((0, 0), (0, x.shape[1] - d_x.shape[1]), (0, 0)))
@@ -298,7 +298,8 @@ def _short_grouped_conv(x: Array, kernel: Array, width: int) -> Array:
 def _fft_grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"], width: int) -> Float[Array, "B T D"]:
     """Overlap-save: blocks of a power of two, each overlapping the last by ``K - 1`` frames.
 
-    No transform runs beside another: in jaxlib 0.11, two at once on two cores wait for each other's threads for ever.
+    No transform runs beside another: in jaxlib 0.11, two at once on two cores wait for each other's threads for ever. Each
+    here needs the last one's result, and the kernel, which needs none, is transformed by a product.
     """
     return _fft_forward(x, kernel, width)[0]
 
@@ -309,8 +310,8 @@ def _fft_forward(x: Array, kernel: Array, width: int) -> tuple[Array, tuple[Arra
     groups, block = channels // group_size, _block_of(width)
     blocks = _overlapping_blocks(x, width, group_size)
     taps = kernel.reshape(width, group_size, groups, group_size).transpose(2, 3, 1, 0)
-    of_taps = jnp.fft.rfft(taps, block)
-    of_blocks = jnp.fft.rfft(_after(of_taps.real, blocks))
+    of_taps = lax.complex(*(products.matmul(taps, jnp.asarray(wave), jnp.float32) for wave in _waves(width, block)))
+    of_blocks = jnp.fft.rfft(blocks)
     # Convolution layers correlate, hence the conjugate.
     spectrum = jnp.einsum("gmif,goif->gmof", of_blocks, jnp.conj(of_taps))
     hop = block - width + 1
@@ -329,24 +330,33 @@ def _fft_backward(width: int, saved: tuple[Array, Array], cotangent: Array) -> t
     g = jnp.pad(cotangent, ((0, 0), (0, num_blocks * hop - frames), (0, 0)))
     g = g.reshape(batch * num_blocks, hop, groups, group_size).transpose(2, 0, 3, 1)
     of_g = jnp.fft.rfft(g, block)
-    d_taps = jnp.fft.irfft(jnp.einsum("gmif,gmof->goif", of_blocks, jnp.conj(of_g)), block)
-    d_blocks = jnp.fft.irfft(_after(d_taps, jnp.einsum("gmof,goif->gmif", of_g, of_taps)), block)
+    of_d_taps = jnp.einsum("gmif,gmof->goif", of_blocks, jnp.conj(of_g))
+    cosines, sines = (jnp.asarray(_both_sides(wave)) for wave in _waves(width, block))
+    d_taps = products.matmul(of_d_taps.real, cosines, jnp.float32) + products.matmul(of_d_taps.imag, sines, jnp.float32)
+    d_blocks = jnp.fft.irfft(jnp.einsum("gmof,goif->gmif", of_g, of_taps), block)
     shape = jax.ShapeDtypeStruct((batch, frames, channels), cotangent.dtype)
     blocks_of = functools.partial(_overlapping_blocks, width=width, group_size=group_size)
     (d_x,) = jax.linear_transpose(blocks_of, shape)(d_blocks)
-    return d_x, d_taps[..., :width].transpose(3, 2, 0, 1).reshape(width, group_size, channels)
+    return d_x, d_taps.transpose(3, 2, 0, 1).reshape(width, group_size, channels)
 
 
 _fft_grouped_conv.defvjp(_fft_forward, _fft_backward)
 _short_grouped_conv.defvjp(_fft_forward, _fft_backward)
 
 
-def _after(first: Array, x: Array) -> Array:
-    """``x``, which is there only after ``first``.
+def _waves(width: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Real and imaginary part of the first rows of the Fourier transform of ``block`` values, [width, block // 2 + 1]."""
+    # The remainder first: sine and cosine of large arguments lose digits.
+    angles = 2 * np.pi / block * (np.arange(width)[:, None] * np.arange(block // 2 + 1)[None] % block)
+    return np.cos(angles).astype(np.float32), -np.sin(angles).astype(np.float32)
 
-    The first of the two is the kernel's, which all devices have: a wait for another device's rows would be a message.
-    """
-    return x + 0 * first[(0,) * first.ndim]  # XLA must not drop it: the product may be NaN
+
+def _both_sides(wave: np.ndarray) -> np.ndarray:
+    """The same rows, as columns of the inverse transform from a real array's half spectrum."""
+    frequencies = wave.shape[1]
+    counted = np.full((frequencies, 1), 2.0)
+    counted[[0, -1]] = 1.0
+    return (counted / (2 * (frequencies - 1)) * wave.T).astype(np.float32)
 
 
 def _block_of(width: int) -> int:
