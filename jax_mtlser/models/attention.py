@@ -74,16 +74,14 @@ class SelfAttention(nn.Module):
         query, key, value = (
             y.reshape(*x.shape[:2], heads, head_size) for y in affine_maps(x, maps, self.dtype, self.lora)
         )
-        bias = None
-        if relative_position is not None:
-            bias = self._gate(x)[..., None] * relative_position[None]
         context = dot_product_attention(
             query * head_size**-0.5,
             key,
             value,
             mask,
             self.dtype,
-            bias=bias,
+            gate=None if relative_position is None else self._gate(x),
+            relative_position=relative_position,
             dropout_rate=arch.attention_dropout,
             dropout_key=dropout_key,
         )

@@ -31,26 +31,31 @@ def dot_product_attention(
     mask: Bool[Array, "B T"],
     dtype: DTypeLike,
     *,
-    bias: Float[Array, "B H T T"] | None = None,
+    gate: Float[Array, "B H T"] | None = None,
+    relative_position: Float[Array, "H T T"] | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B T H E"]:
-    """Values averaged by ``softmax(query . key + bias)`` over the frames of the mask.
+    """Values averaged by ``softmax(query . key + gate * relative_position)`` over the frames of the mask.
 
     Args:
         query: scaled already.
         key, value: of the frames that may be attended to.
         mask: True for frames that are no padding. A row of padding only attends to all frames alike.
         dtype: of products and of the result; sums of exponentials are float32.
-        bias: added to the scores, in float32.
+        gate, relative_position: their product, a row of the one for each query, is added to the scores in float32; None
+            for scores as they are.
         dropout_rate: share of the shares that is dropped.
         dropout_key: None when nothing is dropped.
     """
 
-    def attend(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
+    def attend(
+        query: Array, key: Array, value: Array, gate: Array | None, relative_position: Array | None
+    ) -> Array:
         scores = products.einsum(_SCORES, query, key, dtype)
-        if bias is not None:
-            scores = scores.astype(jnp.float32) + bias
+        if gate is not None and relative_position is not None:
+            # In here: what goes into a checkpointed function is kept, and each layer's product would be as large as scores.
+            scores = scores.astype(jnp.float32) + gate[..., None] * relative_position[None]
         if products.is_plain():
             shares = jax.nn.softmax(_masked(scores, mask), axis=-1).astype(dtype)
             return products.einsum(_WEIGHTED_SUM, dropout(shares, dropout_rate, dropout_key), value, dtype)
@@ -60,7 +65,7 @@ def dot_product_attention(
     frames = query.shape[1]
     if isinstance(frames, int) and frames > _MANY_FRAMES and not products.is_plain():
         attend = jax.checkpoint(attend)
-    return attend(query, key, value, bias)
+    return attend(query, key, value, gate, relative_position)
 
 
 def _masked(scores: Float[Array, "B H T T"], mask: Bool[Array, "B T"]) -> Float[Array, "B H T T"]:

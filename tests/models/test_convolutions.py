@@ -157,11 +157,23 @@ def test_with_few_frames_or_many_a_wide_convolution_without_gradient_is_the_same
 
 
 @pytest.mark.parametrize(("width", "stride", "inputs", "outputs", "length"), STRIDED[:3])
-def test_bfloat16_convolutions_are_right_within_their_rounding(width, stride, inputs, outputs, length):
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_bfloat16_convolutions_are_right_within_their_rounding(width, stride, inputs, outputs, length, platform):
     x, kernel = _normal(2, length, inputs), _normal(width, inputs, outputs, seed=1)
-    low, full = (convolutions.strided_conv(x, kernel, stride, dtype) for dtype in (jnp.bfloat16, jnp.float32))
-    assert low.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(low, np.float32), full, atol=4 * 2**-8 * float(jnp.abs(full).max()))
+
+    def with_gradients(dtype):
+        convolve = functools.partial(convolutions.strided_conv, stride=stride, dtype=dtype)
+        value, pullback = jax.vjp(convolve, x, kernel)
+        return value, *pullback(jnp.asarray(_normal(*value.shape, seed=2), dtype))
+
+    with products.formulation(platform=platform):
+        low = with_gradients(jnp.bfloat16)
+    with products.formulation(plain=True):
+        full = with_gradients(jnp.float32)
+    assert [each.dtype for each in low] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    for found, expected in zip(low, full, strict=True):
+        bound = 4 * 2**-8 * float(jnp.abs(expected).max())
+        np.testing.assert_allclose(np.asarray(found, np.float32), expected, atol=bound)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
@@ -176,13 +188,15 @@ def test_bfloat16_grouped_convolution_is_right_within_its_rounding(width, platfo
 
 
 @pytest.mark.parametrize(("width", "stride", "inputs", "outputs", "length"), [STRIDED[0], STRIDED[1], STRIDED[8]])
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_members_side_by_side_equal_members_one_by_one_without_a_grouped_convolution(
-    width, stride, inputs, outputs, length
+    width, stride, inputs, outputs, length, platform
 ):
     x, kernels = _normal(3, 2, length, inputs), _normal(3, width, inputs, outputs, seed=1)
 
     def loss(x, kernel):
-        return jnp.sum(convolutions.strided_conv(x, kernel, stride, jnp.float32) ** 2)
+        with products.formulation(platform=platform):
+            return jnp.sum(convolutions.strided_conv(x, kernel, stride, jnp.float32) ** 2)
 
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     together = jax.vmap(gradient)(x, kernels)

@@ -125,30 +125,34 @@ def _attention_arguments(dtype, frames=7, size=4):
     parts = [_normal(3, frames, 2, size, seed=seed).astype(dtype) for seed in range(3)]
     # The last row is nothing but padding: it stays finite, and its scores get no gradient.
     mask = jnp.arange(frames)[None] < jnp.array([frames, frames // 2, 0])[:, None]
-    return parts, _normal(3, 2, frames, frames, seed=3), mask
+    position = {"gate": _normal(3, 2, frames, seed=4), "relative_position": _normal(2, frames, frames, seed=3)}
+    return parts, position, mask
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_attention(with_bias, rate, recomputed, monkeypatch):
+@pytest.mark.parametrize("with_position", [False, True])
+def test_attention(with_position, rate, recomputed, monkeypatch):
     if recomputed:
         monkeypatch.setattr(dot_product_attention_module, "_MANY_FRAMES", 6)
-    parts, bias, mask = _attention_arguments(jnp.float32)
+    parts, position, mask = _attention_arguments(jnp.float32)
 
-    def attended(query, key, value, bias):
+    def attended(query, key, value, gate=None, relative_position=None):
         return dot_product_attention(
-            query, key, value, mask, jnp.float32, bias=bias, dropout_rate=rate, dropout_key=jax.random.key(5)
-        )
+            query, key, value, mask, jnp.float32, gate=gate, relative_position=relative_position,
+            dropout_rate=rate, dropout_key=jax.random.key(5),
+        )  # fmt: skip
 
-    plain, fast = _both(attended, *parts, bias if with_bias else None)
+    arguments = [*parts, *(position.values() if with_position else ())]
+    plain, fast = _both(attended, *arguments)
     _assert_close(plain, fast, 2e-6)
-    kept = jax.tree.leaves(jax.vjp(functools.partial(attended, bias=None), *parts)[1])
-    assert any(leaf.shape == bias.shape for leaf in kept) != recomputed  # an entry for each pair of frames
+    kept = jax.tree.leaves(jax.vjp(attended, *arguments)[1])
+    for_each_pair_of_frames = (3, 2, 7, 7)
+    assert any(leaf.shape == for_each_pair_of_frames for leaf in kept) != recomputed
     value, d_query, d_key, *_ = fast
     for untouched in (d_query[2], d_key[2], d_key[1, 3:]):
         assert not untouched.any()
-    if not with_bias and rate == 0:
+    if not with_position and rate == 0:
         reference = jax.nn.dot_product_attention(*parts, mask=mask[:, None, None, :], scale=1.0)
         np.testing.assert_allclose(value[:2], reference[:2], atol=1e-6)
 
