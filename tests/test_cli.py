@@ -132,6 +132,7 @@ def test_evaluating_nothing_is_answered_shortly(tmp_path, capsys):
     assert "is no run folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # test_readme.py runs the same demo by the README's command
 def test_the_demo_runs_end_to_end_in_small(tmp_path, capsys, monkeypatch):
     pytest.importorskip("espeakng_loader")
     flags = [

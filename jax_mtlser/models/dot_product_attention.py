@@ -49,9 +49,7 @@ def dot_product_attention(
         dropout_key: None when nothing is dropped.
     """
 
-    def attend(
-        query: Array, key: Array, value: Array, gate: Array | None, relative_position: Array | None
-    ) -> Array:
+    def attend(query: Array, key: Array, value: Array, gate: Array | None, relative_position: Array | None) -> Array:
         scores = products.einsum(_SCORES, query, key, dtype)
         if gate is not None and relative_position is not None:
             # In here: what goes into a checkpointed function is kept, and each layer's product would be as large as scores.

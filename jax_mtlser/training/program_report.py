@@ -409,8 +409,10 @@ class _Walk:
     ) -> None:
         library, origin = "", instruction.op_name
         if not origin:
-            names = collections.Counter(part.op_name for _, part in self._parts(computation, instruction))
-            del names[""]
+            parts = [part for _, part in self._parts(computation, instruction) if part.op_name]
+            # A library call that reads its operand out of a larger array is fused with the slice, and is the work of both.
+            calls = [part for part in parts if part.opcode == "custom-call"]
+            names = collections.Counter(part.op_name for part in calls or parts)
             origin = names.most_common(1)[0][0] if names else loop.op_name if loop else ""
         for holder, part in self._parts(computation, instruction):
             op_name = part.op_name or origin
@@ -453,17 +455,23 @@ class _Walk:
             case opcode if opcode in _PARTIAL_READS:
                 read[0] = written
             case "custom-call":
-                scratch = _SCRATCH.findall(instruction.result)  # of the library, at most some of it is touched
-                written -= sum(int(size) for size in scratch)
+                written -= _scratch(instruction)
             case "dynamic-update-slice":
                 read[0], written = 0, read[1]
             case opcode if opcode in _FUSIONS:
                 fused = self.program.computations[instruction.called[0]]
-                written = sum(part.num_bytes for part in fused.values() if part.is_root)
+                written = sum(part.num_bytes - _scratch(part) for part in fused.values() if part.is_root)
                 for number, used, replaced in _partly_used(fused):
                     read[number] = min(used, read[number])
                     written -= replaced
         return sum(read) + max(written, 0)
+
+
+def _scratch(instruction: Instruction) -> int:
+    """Bytes of a library's own among its results, of which at most some are touched."""
+    if instruction.opcode not in ("custom-call", "tuple"):
+        return 0
+    return sum(int(size) for size in _SCRATCH.findall(instruction.result))
 
 
 def _partly_used(fused: Mapping[str, Instruction]) -> Iterator[tuple[int, int, int]]:

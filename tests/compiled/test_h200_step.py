@@ -18,16 +18,14 @@ pytestmark = pytest.mark.h200
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "compiled_step.py"
 PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm")
 
-# wav2vec2-base in bfloat16, batch 8 x 4.5 s, with jax 0.11.2. Kernels were 1,000 (840) while XLA wrote the products'
-# kernels itself and cuDNN the positional convolution's: what it cannot fuse into cuBLAS' calls is launched on its own,
-# about 200 small kernels. Measured on an H200 that change took a step from 14.4 to 9.0 ms.
-MAX_KERNELS = 1_200
-MAX_KERNELS_OUTSIDE_LOOPS = 1_030
-MAX_LOOPS = 1
+# wav2vec2-base in bfloat16, batch 8 x 4.5 s, with jax 0.12.0. Products go to cuBLAS, positional convolutions too: measured
+# on an H200, XLA's own and cuDNN's took 14.4 ms a step instead of 9.0.
+MAX_KERNELS = 900
+MAX_LOOPS = 0
 MAX_F32_PRODUCTS = 7  # three for speech recognition, three for the other heads together, one in CTC
 MAX_PRODUCTS = 262
-MAX_TEMPORARY_BYTES = 2.05e9
-MAX_MOVED_BYTES = 21.5e9
+MAX_TEMPORARY_BYTES = 1.9e9
+MAX_MOVED_BYTES = 17e9
 STATE_BYTES = 94_400_000 * 3 * 4  # parameters and both moments
 
 
@@ -50,7 +48,6 @@ def row(tmp_path_factory) -> dict:
 
 def test_kernels(row):
     assert row["kernels"] <= MAX_KERNELS
-    assert row["kernels"] - row["kernels_in_loops"] <= MAX_KERNELS_OUTSIDE_LOOPS
 
 
 def test_loops(row):

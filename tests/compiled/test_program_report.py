@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_mtlser.training.program_report import lowered_report, part_of, program_report, read_program
+from jax_mtlser.training.program_report import ProgramReport, lowered_report, part_of, program_report, read_program
 
 SQUARE = jax.ShapeDtypeStruct((64, 64), jnp.float32)
 
@@ -84,6 +84,29 @@ def test_moved_bytes_count_only_what_is_read():
     assert report.num_kernels == 1
     assert report.bytes_moved == 100 * 2 + 4 + 100 * 4
     assert report_of(lambda x: x * 2, SQUARE).bytes_moved == 2 * 64 * 64 * 4
+
+
+def test_a_library_call_fused_with_a_slice_counts_the_slice_and_no_scratch():
+    # As XLA writes it for a GPU: layer 1's kernel, read where it lies among those of four layers.
+    text = """
+%call (p0: bf16[4,64,64], p1: bf16[8,64]) -> (bf16[8,64], s8[4096]) {
+  %p0 = bf16[4,64,64]{2,1,0} parameter(0)
+  %p1 = bf16[8,64]{1,0} parameter(1)
+  %slice.1 = bf16[1,64,64]{2,1,0} slice(%p0), slice={[1:2], [0:64], [0:64]}, metadata={op_name="jit(step)/slice"}
+  %bitcast.1 = bf16[64,64]{1,0} bitcast(%slice.1), metadata={op_name="jit(step)/slice"}
+  ROOT %custom-call.1 = (bf16[8,64]{1,0}, s8[4096]{0}) custom-call(%p1, %bitcast.1), custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(step)/feed_forward/dot_general"}
+}
+
+ENTRY %main (a: bf16[4,64,64], b: bf16[8,64]) -> bf16[8,64] {
+  %a = bf16[4,64,64]{2,1,0} parameter(0)
+  %b = bf16[8,64]{1,0} parameter(1)
+  %fusion.1 = (bf16[8,64]{1,0}, s8[4096]{0}) fusion(%a, %b), kind=kCustom, calls=%call
+  ROOT %out = bf16[8,64]{1,0} get-tuple-element(%fusion.1), index=0
+}
+"""
+    (kernel,) = ProgramReport.of(read_program(text)).kernels
+    assert part_of(kernel.op_name) == "feed-forward"
+    assert kernel.bytes_each == 2 * (64 * 64 + 2 * 8 * 64)
 
 
 def test_grouped_convolution_is_found():

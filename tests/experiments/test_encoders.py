@@ -164,7 +164,7 @@ def test_frames_are_kept_only_where_they_fit_and_come_from_a_checkpoint(corpus, 
     assert kept() is None
 
 
-@pytest.mark.parametrize("head_input", HeadInput)
+@pytest.mark.parametrize("head_input", [pytest.param(HeadInput.LAST, marks=pytest.mark.slow), HeadInput.WEIGHTED_SUM])
 def test_without_epochs_a_run_is_a_regression_on_what_the_checkpoint_hears(corpus, checkpoint, tmp_path, head_input):
     config = _config(corpus, checkpoint)
     config.model.head_start, config.model.head_input, config.training.epochs = HeadStart.REGRESSION, head_input, 0

@@ -114,7 +114,7 @@ def smoke(name: str, workdir: Path, *flags: str) -> dict:
         pytest.param("five_fold.py", "r0_f0", marks=pytest.mark.slow),
         pytest.param("ten_fold.py", "r0_f1", marks=pytest.mark.slow),
         pytest.param("fig2.py", "wav2vec2-base_r0_f0,hubert-base_r0_f0", marks=pytest.mark.slow),
-        ("figs3_8.py:alpha", "alpha0_r0_f0,alpha1_r0_f0"),
+        pytest.param("figs3_8.py:alpha", "alpha0_r0_f0,alpha1_r0_f0", marks=pytest.mark.slow),
         pytest.param("figs3_8.py:beta", "beta0.2_r0_f0", marks=pytest.mark.slow),
         pytest.param("figs3_8.py:gamma", "gamma0.4_r0_f0", marks=pytest.mark.slow),
         pytest.param("figs9_11.py:alpha_beta", "alpha0_beta0.2_r0_f0,alpha0.6_beta0.8_r0_f0", marks=pytest.mark.slow),

@@ -30,6 +30,7 @@ def _some_of_each_speaker(corpus, count):
     return corpus.subset(rows)
 
 
+@pytest.mark.slow  # the next test trains on the same recordings
 def test_real_recordings_train_and_are_reported(real_data, tmp_path):
     corpus = read_manifest(real_data / "nemo16k")
     chosen = _some_of_each_speaker(corpus, 8)

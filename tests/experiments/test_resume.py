@@ -92,31 +92,34 @@ def assert_same(workdir: Path, uninterrupted: Path) -> None:
     assert all(np.array_equal(one, other) for one, other in pairs)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_kill_9_at_random_steps_resumes_to_the_same_bits(corpus, uninterrupted, tmp_path, kills):
+KILL, TERMINATE, INTERRUPT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        [KILL, TERMINATE],
+        pytest.param([KILL, KILL, KILL], marks=pytest.mark.slow),
+        pytest.param([TERMINATE, INTERRUPT], marks=pytest.mark.slow),
+    ],
+)
+def test_ended_at_random_steps_a_run_resumes_to_the_same_bits(corpus, uninterrupted, tmp_path, ends):
     workdir = tmp_path / "run"
-    chosen = sorted(random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID", "kill")).sample(range(1, STEPS), kills))
-    for step in chosen:
+    generator = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID", "end"))
+    # Apart, so that the steps which a process takes until it ends are not those that the next one is waited for.
+    chosen = [STEPS // 3 * part + generator.randrange(1, STEPS // 3 - 4) for part in range(len(ends))]
+    for number, step in zip(ends, chosen, strict=True):
         process = start(corpus, workdir)
         wait_for_step(process, workdir, step)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        assert not RunFolder(workdir).member("r0_f0").result.exists(), f"killed after step {chosen}, too late"
-    finish(corpus, workdir)
-    assert_same(workdir, uninterrupted)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_stop_request_saves_the_step_it_came_in_and_resumes_to_the_same_bits(corpus, uninterrupted, tmp_path, number):
-    workdir = tmp_path / "run"
-    process = start(corpus, workdir)
-    wait_for_step(process, workdir, 7)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, output
-    assert f"stopped by {number.name} after step" in output
-    assert "Traceback" not in output
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=120)
+        assert not RunFolder(workdir).member("r0_f0").result.exists(), f"ended after step {chosen}, too late"
+        if number == KILL:
+            assert process.returncode == -KILL
+        else:  # a request, which saves the step that it came in
+            assert process.returncode == 128 + number, output
+            assert f"stopped by {number.name} after step" in output
+            assert "Traceback" not in output
     output = finish(corpus, workdir)
     assert "going on after step" in output
     assert_same(workdir, uninterrupted)

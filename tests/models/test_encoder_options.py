@@ -91,7 +91,13 @@ def _plain(name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize(
-    "options", [{"remat": True}, {"scan_layers": True}, {"remat": True, "scan_layers": True}], ids=str
+    "options",
+    [
+        pytest.param({"remat": True}, marks=pytest.mark.slow),
+        pytest.param({"scan_layers": True}, marks=pytest.mark.slow),
+        {"remat": True, "scan_layers": True},
+    ],
+    ids=str,
 )
 def test_rematerialisation_and_layer_scan_change_no_result(name, options):
     plain, shapes = _plain(name)
