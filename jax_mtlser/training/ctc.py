@@ -1,4 +1,4 @@
-"""CTC loss (Graves et al. 2006) in one pass over the frames, for accelerators.
+"""CTC loss (Graves et al. 2006) in one pass over the frames.
 
 Differentiating a forward recursion costs a second loop over the frames, and each iteration of each loop many small
 kernels. Here the backward variables run beside the forward ones: the same recursion on the transcript read from its
@@ -9,6 +9,11 @@ carries, per state, the logarithm of the probability of everything that leads to
 scored, for two reasons: the forward and the backward variable then multiply to a posterior without dividing the
 frame's score out again, and a padded frame needs no special case: it scores 0 in the last state and "impossible"
 elsewhere, so that the last state gathers the whole probability and keeps it.
+
+On CPUs the recursion goes from frame to frame. An accelerator would wait longer for the launch of each frame's kernels
+than for their work. There, frames are put together in blocks: of every block at once, the probability of all ways from
+each state to those that its frames can reach; then the variables go from block to block; and at last from frame to frame
+inside all blocks at once.
 """
 
 import functools
@@ -29,8 +34,8 @@ INFEASIBLE_LOSS = 1e5
 # Finite, so that differences are no NaN; the two or three of a frame add up to infinity only after 1e8 frames.
 _LOG_ZERO = -1e30
 
-# On accelerators, what leads through this many frames is put together for all such blocks at once, so that only the
-# blocks have to follow each other: one kernel for each, where frame by frame took three times as many.
+# Frames of a block. Compiled for an H200, a step's loss and gradient for 224 frames then have some 60 kernels; a loop over
+# the frames that did eight in an iteration had 168 more.
 _BLOCK = 16
 # Blocks per iteration of their loop; a loop of one iteration is none.
 _UNROLL = 16

@@ -1,7 +1,5 @@
 """Gradients written by hand against automatic differentiation of the plain formulas."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
