@@ -552,9 +552,9 @@ def epoch_throughput(corpus: Corpus, preset: Preset, *, l2: bool) -> dict[str, d
     for batch in (*samples["L1"], *samples.get("L2", ())):
         kept(batch)
     for name, side in sides.items():
-        shapes = {side.size(batch): batch for batch in samples[name]} if side.warmups else {0: samples[name][0]}
+        shapes = {(side.size(batch), side.rows(batch)): batch for batch in samples[name]}
         with tuned_for_shapes(name):
-            for batch in shapes.values():
+            for batch in shapes.values() if side.warmups else samples[name][:1]:
                 side.run([batch] * max(side.warmups, 1))
     # Groups of the same places in each side's order: in every turn all sides have the same mixture of lengths.
     places = np.random.default_rng(0).permutation(min(map(len, samples.values())))

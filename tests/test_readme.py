@@ -185,7 +185,7 @@ SLOW = (
     "whisper_tiny.py:probe",
     "whisper_tiny.py:subsets",
     "--format ",  # inference/test_exports.py
-    "figs3_8.py",  # experiments/test_paper_configs.py runs the same two members
+    "figs3_8.py",  # experiments/test_paper_configs.py runs the same two members, slow too
     "benchmarks/compiled_step.py",  # compiled/test_cpu_step.py compiles such a step in every run
     "benchmarks/encoders.py",  # five encoders of base size
 )

@@ -107,7 +107,7 @@ class FeedForward(nn.Module):
     lora: Lora | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], *, dropout_key: Key[Array, ""] | None) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "*batch D"], *, dropout_key: Key[Array, ""] | None) -> Float[Array, "*batch D"]:
         arch = self.arch
         init = jax.nn.initializers.normal(arch.initializer_range)
         x = Dense(arch.intermediate_size, dtype=self.dtype, kernel_init=init, lora=self.lora, name="intermediate")(x)

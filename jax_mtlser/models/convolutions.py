@@ -145,7 +145,7 @@ def _conv_backward(stride: int, saved: tuple[Array, ...], cotangent: Array) -> t
         behind = num_chunks - num_outputs - j
         rows = jnp.pad(cotangent, ((0, 0), (j, behind), (0, 0))).reshape(-1, outputs)
         d_kernel.append(products.accumulate("ir,ro->io", transposed[: tap * channels], rows))
-        d_rows = products.accumulate("ro,io->ri", rows, weight).astype(jnp.float32)
+        d_rows = products.accumulate("ro,io->ri", rows, weight)
         d_chunks = d_chunks + jnp.pad(d_rows, ((0, 0), (0, chunk_width - tap * channels)))
     d_x = d_chunks.astype(x.dtype).reshape(batch, num_chunks * stride, channels)[:, : x.shape[1]]
     d_x = jnp.pad(d_x, ((0, 0), (0, x.shape[1] - d_x.shape[1]), (0, 0)))
@@ -299,7 +299,8 @@ def _fft_grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"], w
     """Overlap-save: blocks of a power of two, each overlapping the last by ``K - 1`` frames.
 
     No transform runs beside another: in jaxlib 0.11, two at once on two cores wait for each other's threads for ever. Each
-    here needs the last one's result, and the kernel, which needs none, is transformed by a product.
+    here needs the last one's result, and the kernel, which needs none, is transformed by a product. The gradient's first
+    one waits for the output's if its cotangent does: a nonlinear function has to follow, as it does in every encoder.
     """
     return _fft_forward(x, kernel, width)[0]
 
@@ -310,7 +311,8 @@ def _fft_forward(x: Array, kernel: Array, width: int) -> tuple[Array, tuple[Arra
     groups, block = channels // group_size, _block_of(width)
     blocks = _overlapping_blocks(x, width, group_size)
     taps = kernel.reshape(width, group_size, groups, group_size).transpose(2, 3, 1, 0)
-    of_taps = lax.complex(*(products.matmul(taps, jnp.asarray(wave), jnp.float32) for wave in _waves(width, block)))
+    waves = map(jnp.asarray, products.fourier_waves(width, block))
+    of_taps = lax.complex(*(products.matmul(taps, wave, jnp.float32) for wave in waves))
     of_blocks = jnp.fft.rfft(blocks)
     # Convolution layers correlate, hence the conjugate.
     spectrum = jnp.einsum("gmif,goif->gmof", of_blocks, jnp.conj(of_taps))
@@ -331,7 +333,7 @@ def _fft_backward(width: int, saved: tuple[Array, Array], cotangent: Array) -> t
     g = g.reshape(batch * num_blocks, hop, groups, group_size).transpose(2, 0, 3, 1)
     of_g = jnp.fft.rfft(g, block)
     of_d_taps = jnp.einsum("gmif,gmof->goif", of_blocks, jnp.conj(of_g))
-    cosines, sines = (jnp.asarray(_both_sides(wave)) for wave in _waves(width, block))
+    cosines, sines = (jnp.asarray(_both_sides(wave)) for wave in products.fourier_waves(width, block))
     d_taps = products.matmul(of_d_taps.real, cosines, jnp.float32) + products.matmul(of_d_taps.imag, sines, jnp.float32)
     d_blocks = jnp.fft.irfft(jnp.einsum("gmof,goif->gmif", of_g, of_taps), block)
     shape = jax.ShapeDtypeStruct((batch, frames, channels), cotangent.dtype)
@@ -342,13 +344,6 @@ def _fft_backward(width: int, saved: tuple[Array, Array], cotangent: Array) -> t
 
 _fft_grouped_conv.defvjp(_fft_forward, _fft_backward)
 _short_grouped_conv.defvjp(_fft_forward, _fft_backward)
-
-
-def _waves(width: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Real and imaginary part of the first rows of the Fourier transform of ``block`` values, [width, block // 2 + 1]."""
-    # The remainder first: sine and cosine of large arguments lose digits.
-    angles = 2 * np.pi / block * (np.arange(width)[:, None] * np.arange(block // 2 + 1)[None] % block)
-    return np.cos(angles).astype(np.float32), -np.sin(angles).astype(np.float32)
 
 
 def _both_sides(wave: np.ndarray) -> np.ndarray:

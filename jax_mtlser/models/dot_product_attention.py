@@ -43,11 +43,17 @@ def dot_product_attention(
         key, value: of the frames that may be attended to.
         mask: True for frames that are no padding. A row of padding only attends to all frames alike.
         dtype: of products and of the result; sums of exponentials are float32.
-        gate, relative_position: their product, a row of the one for each query, is added to the scores in float32; None
-            for scores as they are.
+        gate, relative_position: their product, a row of the one for each query, is added to the scores in float32; both
+            None for scores as they are.
         dropout_rate: share of the shares that is dropped.
         dropout_key: None when nothing is dropped.
+
+    Raises:
+        ValueError: one of gate and relative_position without the other.
     """
+    if (gate is None) != (relative_position is None):
+        given = "relative_position" if gate is None else "gate"
+        raise ValueError(f"{given} was given alone; attention takes gate and relative_position both, or neither")
 
     def attend(query: Array, key: Array, value: Array, gate: Array | None, relative_position: Array | None) -> Array:
         scores = products.einsum(_SCORES, query, key, dtype)

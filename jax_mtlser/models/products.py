@@ -28,6 +28,7 @@ __all__ = [
     "affine",
     "einsum",
     "formulation",
+    "fourier_waves",
     "in_rows",
     "is_batched",
     "is_plain",
@@ -94,12 +95,22 @@ def power_spectrum(x: Float[Array, "*batch N"]) -> Float[Array, "*batch N//2+1"]
     if not _chosen.get().without_fft:
         spectrum = jnp.fft.rfft(x)
         return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-    size = x.shape[-1]
-    # The remainder first: sine and cosine of large arguments lose digits.
-    angles = 2 * np.pi / size * (np.arange(size)[:, None] * np.arange(size // 2 + 1)[None] % size)
-    waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    waves = np.concatenate(fourier_waves(x.shape[-1], x.shape[-1]), axis=1)
     real, imaginary = jnp.split(matmul(x, jnp.asarray(waves), jnp.float32), 2, axis=-1)
     return jnp.square(real) + jnp.square(imaginary)
+
+
+def fourier_waves(
+    given: int, size: int
+) -> tuple[Float[np.ndarray, "given size//2+1"], Float[np.ndarray, "given size//2+1"]]:
+    """Kernels of a discrete Fourier transform of ``size`` values, all but the first ``given`` of them 0.
+
+    Returns:
+        Of the real and of the imaginary part, float32.
+    """
+    # The remainder first: sine and cosine of large arguments lose digits.
+    angles = 2 * np.pi / size * (np.arange(given)[:, None] * np.arange(size // 2 + 1)[None] % size)
+    return np.cos(angles).astype(np.float32), -np.sin(angles).astype(np.float32)
 
 
 def in_rows(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -125,7 +136,11 @@ def affine(
 
 @jax.custom_vjp
 def _with_bias(rows: Float[Array, "R O"], bias: Float[Array, " O"]) -> Float[Array, "R O"]:
-    """The sum in float32, rounded to the rows' type."""
+    """The sum in float32, rounded to the rows' type.
+
+    The rows were rounded before. A library that adds the bias itself would round once, but XLA makes copies around such
+    calls, while this addition is done in passing by what follows.
+    """
     return (rows.astype(jnp.float32) + bias.astype(jnp.float32)[None]).astype(rows.dtype)
 
 
@@ -195,7 +210,7 @@ _low_precision_einsum.defvjp(_einsum_forward, _einsum_backward)
 def accumulate(spec: str, left: Array, right: Array) -> Array:
     """The product, summed up in float32; on accelerators, a bfloat16 product is rounded before it is written.
 
-    That halves what it writes, and lets the library add a bias before the rounding too.
+    That halves what it writes.
     """
     if left.dtype == jnp.float32:
         # HIGHEST: without it, GPUs and TPUs compute float32 products with TF32 or bfloat16 operands.

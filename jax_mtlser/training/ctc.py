@@ -1,4 +1,4 @@
-"""CTC loss (Graves et al. 2006) in one pass over the frames.
+"""CTC loss (Graves et al. 2006), forward and backward variables side by side.
 
 Differentiating a forward recursion costs a second loop over the frames, and each iteration of each loop many small
 kernels. Here the backward variables run beside the forward ones: the same recursion on the transcript read from its
@@ -13,10 +13,13 @@ elsewhere, so that the last state gathers the whole probability and keeps it.
 On CPUs the recursion goes from frame to frame. An accelerator would wait longer for the launch of each frame's kernels
 than for their work. There, frames are put together in blocks: of every block at once, the probability of all ways from
 each state to those that its frames can reach; then the variables go from block to block; and at last from frame to frame
-inside all blocks at once.
+inside all blocks at once. That is more work and memory (of a block of K frames 2K + 1 ways per state are kept, about twice
+what the variables of its frames take) in fewer kernels. The platform that is traced for decides
+(:func:`~jax_mtlser.models.products.formulation`); for a CPU, the blocks take minutes to compile.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -94,7 +97,7 @@ def _loss(
     blank_id: int,
 ) -> Float[Array, " B"]:
     trellis = _trellis(logits, frames, labels, lengths, blank_id)
-    final, _ = _walk(trellis.symbols[None], trellis.start[None], trellis.scores[:, None])
+    final = _final(trellis.symbols[None], trellis.start[None], trellis.scores[:, None])
     return _value(trellis, final[0])[0]
 
 
@@ -195,28 +198,66 @@ def _walk(
     """The recursion of the paper's equations 6 and 10, R directions side by side, each from its first frame.
 
     Returns:
-        The variables behind the last frame, and those before each frame (which a jitted program that does not use
-        them does not keep).
+        The variables behind the last frame, and those before each frame.
     """
-    # A state is reached from itself, from the one before and, between different symbols, past the blank. (What
-    # stands two before the first symbol does not matter: nothing comes from there.)
-    two_back = _pad_front(symbols, 0)[..., :-2]
-    detour = jnp.where(symbols == two_back, _LOG_ZERO, 0.0)
-
-    def frame(before: Array, frame_scores: Array) -> tuple[Array, Array]:
-        return _log_add(*_reached(before + frame_scores, detour)), before
-
-    if products.on_cpu():
-        return lax.scan(frame, start, scores)
-    padded = jnp.pad(scores, [(0, -scores.shape[0] % _BLOCK)] + [(0, 0)] * 3)
-    within = jnp.moveaxis(padded.reshape(-1, _BLOCK, *scores.shape[1:]), 1, 0)  # [_BLOCK, blocks, R, B, S]
-    _, here = lax.scan(_through_block, start, _paths(within, detour), unroll=_UNROLL)
+    detour = _detour(symbols)
+    if _by_frame(scores):
+        return lax.scan(lambda before, frame: (_through_frame(before, frame, detour), before), start, scores)
+    within = _in_blocks(scores)
+    last, here = _walk_blocks(start, within, detour)
+    here = jnp.concatenate([here, last[None]])
     each = []  # variables before each frame of all blocks
-    for frame_scores in within:
+    for frame in within:
         each.append(here)
-        here = _log_add(*_reached(here + frame_scores, detour[None]))
-    before = jnp.stack(each, axis=1).reshape(padded.shape)[: scores.shape[0]]
-    return frame(before[-1], scores[-1])[0], before
+        here = _through_frame(here, frame, detour[None])
+    before = jnp.stack(each, axis=1).reshape(-1, *start.shape)[: scores.shape[0]]
+    return _through_frame(before[-1], scores[-1], detour), before
+
+
+def _final(
+    symbols: Int[Array, "R B S"], start: Float[Array, "R B S"], scores: Float[Array, "T R B S"]
+) -> Float[Array, "R B S"]:
+    """The variables behind the last frame alone."""
+    detour = _detour(symbols)
+    if _by_frame(scores):
+        return lax.scan(lambda before, frame: (_through_frame(before, frame, detour), None), start, scores)[0]
+    here, _ = _walk_blocks(start, _in_blocks(scores), detour)
+    for frame in scores[(scores.shape[0] - 1) // _BLOCK * _BLOCK :]:
+        here = _through_frame(here, frame, detour)
+    return here
+
+
+def _by_frame(scores: Float[Array, "T R B S"]) -> bool:
+    return products.on_cpu() or scores.size == 0
+
+
+def _in_blocks(scores: Float[Array, "T R B S"]) -> Float[Array, "K N R B S"]:
+    """The N blocks of K frames side by side; behind the last frame anything."""
+    blocks = math.ceil(scores.shape[0] / _BLOCK)
+    padded = jnp.pad(scores, [(0, blocks * _BLOCK - scores.shape[0])] + [(0, 0)] * 3)
+    return jnp.moveaxis(padded.reshape(blocks, _BLOCK, *scores.shape[1:]), 1, 0)
+
+
+def _walk_blocks(
+    start: Float[Array, "R B S"], scores: Float[Array, "K N R B S"], detour: Float[Array, "R B S"]
+) -> tuple[Float[Array, "R B S"], Float[Array, "N-1 R B S"]]:
+    """Variables before the last block, and those before the others."""
+    return lax.scan(_through_block, start, _paths(scores[:, :-1], detour), unroll=_UNROLL)
+
+
+def _detour(symbols: Int[Array, "R B S"]) -> Float[Array, "R B S"]:
+    """0 where a state may be reached past the blank before it: between different symbols.
+
+    What stands two before the first symbol does not matter: nothing comes from there.
+    """
+    return jnp.where(symbols == _pad_front(symbols, 0)[..., :-2], _LOG_ZERO, 0.0)
+
+
+def _through_frame(
+    before: Float[Array, "*axes S"], scores: Float[Array, "*axes S"], detour: Float[Array, "*axes S"]
+) -> Float[Array, "*axes S"]:
+    """Variables behind a frame."""
+    return _log_add(*_reached(before + scores, detour))
 
 
 def _paths(scores: Float[Array, "K N R B S"], detour: Float[Array, "R B S"]) -> Float[Array, "N 2*K+1 R B S"]:

@@ -1,6 +1,7 @@
 """Losses as (sum, count), so that parts of a batch, devices and hosts add up to exactly the whole batch's mean."""
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
@@ -93,7 +94,8 @@ def ctc(
     label_padding = jnp.arange(labels.shape[1])[None] >= lengths[:, None]
     arguments = (logits, frame_padding.astype(jnp.float32), labels, label_padding.astype(jnp.float32))
     loss_of = optax.ctc_loss if products.is_plain() else ctc_loss
-    losses = loss_of(*arguments, blank_id=blank)
+    with jax.named_scope("ctc"):  # program_report tells its kernels by it
+        losses = loss_of(*arguments, blank_id=blank)
     match normalization:
         case CtcNormalization.LABELS:
             losses = losses / jnp.maximum(lengths, 1)

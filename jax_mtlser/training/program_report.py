@@ -150,7 +150,8 @@ class Kernel:
 
     Attributes:
         name, opcode: of its instruction.
-        op_name: where it comes from; of a fusion without a name, where most of it does; otherwise the loop.
+        op_name: where it comes from: of a fusion around a library's call, the call; of another one without a name, where
+            most of it does; otherwise the loop.
         target: of a custom call; of a fusion the first product or convolution inside, where there is one.
         launches: how often in one run of the program; in a loop, once per iteration.
         in_loop: whether it is in one.
@@ -307,8 +308,6 @@ def part_of(op_name: str) -> str:
             return part
     if any(word.endswith("_head") for word in path):
         return "heads"
-    if "while" in path:
-        return "CTC loops"
     return "losses and input" if "jvp" in path else "optimizer"
 
 
@@ -455,23 +454,28 @@ class _Walk:
             case opcode if opcode in _PARTIAL_READS:
                 read[0] = written
             case "custom-call":
-                written -= _scratch(instruction)
+                written -= _scratch(computation, instruction)
             case "dynamic-update-slice":
                 read[0], written = 0, read[1]
             case opcode if opcode in _FUSIONS:
                 fused = self.program.computations[instruction.called[0]]
-                written = sum(part.num_bytes - _scratch(part) for part in fused.values() if part.is_root)
+                written = sum(part.num_bytes - _scratch(fused, part) for part in fused.values() if part.is_root)
                 for number, used, replaced in _partly_used(fused):
                     read[number] = min(used, read[number])
                     written -= replaced
         return sum(read) + max(written, 0)
 
 
-def _scratch(instruction: Instruction) -> int:
+def _scratch(computation: Mapping[str, Instruction], instruction: Instruction) -> int:
     """Bytes of a library's own among its results, of which at most some are touched."""
-    if instruction.opcode not in ("custom-call", "tuple"):
-        return 0
-    return sum(int(size) for size in _SCRATCH.findall(instruction.result))
+    match instruction.opcode:
+        case "custom-call":
+            return sum(int(size) for size in _SCRATCH.findall(instruction.result))
+        case "tuple":
+            return sum(_scratch(computation, computation[name]) for name in instruction.operands)
+        case "get-tuple-element" if computation[instruction.operands[0]].opcode == "custom-call":
+            return sum(int(size) for size in _SCRATCH.findall(f", {instruction.result}"))
+    return 0
 
 
 def _partly_used(fused: Mapping[str, Instruction]) -> Iterator[tuple[int, int, int]]:

@@ -110,6 +110,24 @@ ENTRY %main (a: bf16[4,64,64], b: bf16[8,64]) -> bf16[8,64] {
     assert kernel.bytes_each == 2 * (64 * 64 + 2 * 8 * 64)
 
 
+def test_bytes_that_no_library_call_returns_are_no_scratch():
+    text = """
+%two (p: f32[4096]) -> (f32[4096], s8[4096]) {
+  %p = f32[4096]{0} parameter(0)
+  %twice = f32[4096]{0} add(%p, %p)
+  %small = s8[4096]{0} convert(%p)
+  ROOT %both = (f32[4096]{0}, s8[4096]{0}) tuple(%twice, %small)
+}
+
+ENTRY %main (a: f32[4096]) -> (f32[4096], s8[4096]) {
+  %a = f32[4096]{0} parameter(0)
+  ROOT %fusion.1 = (f32[4096]{0}, s8[4096]{0}) fusion(%a), kind=kLoop, calls=%two
+}
+"""
+    (kernel,) = ProgramReport.of(read_program(text)).kernels
+    assert kernel.bytes_each == 4096 * (4 + 4 + 1)
+
+
 def test_grouped_convolution_is_found():
     signal, kernel = jax.ShapeDtypeStruct((2, 50, 8), jnp.float32), jax.ShapeDtypeStruct((3, 2, 8), jnp.float32)
     convolve = functools.partial(
@@ -130,6 +148,6 @@ def test_parts():
     assert part_of(f"{layer}/attention/Dropout_0/jit(_threefry_fold_in)/add") == "random keys"
     assert part_of(f"{layer}/add") == "rest of the transformer"
     assert part_of("jit(train_step)/transpose(jvp(MultitaskModel))/asr_head/logits/dot_general") == "heads"
-    assert part_of("jit(train_step)/jvp()/while/body/add") == "CTC loops"
+    assert part_of("jit(train_step)/jvp(ctc)/while/body/add") == "CTC"
     assert part_of("jit(train_step)/transpose(jvp(jit(log_softmax)))/neg") == "losses and input"
     assert part_of("jit(train_step)/add") == "optimizer"

@@ -106,8 +106,8 @@ def smoke(name: str, workdir: Path, *flags: str) -> dict:
     return read_json(RunFolder(workdir).results)
 
 
-# One or two variants of each, on one fold: the programs and paths are those of all. In every run there is a curve, a
-# table of subsets and a weighting method; the others are slow.
+# One or two variants of each, on one fold: the programs and paths are those of all. In every run there is a table of
+# subsets and a weighting method; the others, and every curve, are slow.
 @pytest.mark.parametrize(
     ("name", "members"),
     [

@@ -25,7 +25,7 @@ from jax_mtlser.evaluation.predictions import read_predictions
 from jax_mtlser.inference.exports import export as exporting
 from jax_mtlser.inference.exports.export import check_files, export_member, open_export
 from jax_mtlser.inference.exports.formats import ExportError, ExportFormat, OnnxShape, Weights
-from jax_mtlser.inference.exports.onnx_file import NOT_TO_ONNX
+from jax_mtlser.inference.exports.onnx_file import FIRST_UNKNOWN_JAX
 from jax_mtlser.inference.exports.quantisation import restored, stored
 from jax_mtlser.inference.exports.ser_path import SerPath
 from jax_mtlser.inference.exports.stablehlo import PROGRAM, WEIGHTS, read_stablehlo, write_stablehlo
@@ -281,8 +281,10 @@ def test_onnx_of_other_families(name, tmp_path):
 
 
 def _onnx():
-    if jax.__version_info__ >= NOT_TO_ONNX:
-        pytest.skip(f"jax2onnx does not know jax {jax.__version__}: pip install 'jax<0.12'")
+    if jax.__version_info__ >= FIRST_UNKNOWN_JAX:
+        pytest.skip(
+            f"jax2onnx does not know jax {jax.__version__}: pip install 'jax-mtlser[onnx]' in an environment of its own"
+        )
     pytest.importorskip("jax2onnx", reason="needs jax2onnx: pip install 'jax-mtlser[onnx]'")
     return pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'jax-mtlser[onnx]'")
 
@@ -298,8 +300,10 @@ def test_a_missing_library_is_named_with_its_extra(run, tmp_path, capsys, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_a_jax_that_the_converter_does_not_know_is_refused_before_work(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(jax, "__version_info__", NOT_TO_ONNX)
+def test_a_jax_that_the_converter_does_not_know_is_refused_before_anything_is_written(
+    run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(jax, "__version_info__", FIRST_UNKNOWN_JAX)
     assert command(run, tmp_path / "out", "--format=onnx", "--seconds=1") == 1
     assert "needs jax below 0.12" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

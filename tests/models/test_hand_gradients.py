@@ -155,6 +155,13 @@ def test_attention(with_position, rate, recomputed, monkeypatch):
         np.testing.assert_allclose(value[:2], reference[:2], atol=1e-6)
 
 
+@pytest.mark.parametrize("given", ["gate", "relative_position"])
+def test_a_gate_without_positions_or_positions_without_a_gate(given):
+    parts, position, mask = _attention_arguments(jnp.float32)
+    with pytest.raises(ValueError, match=f"{given} was given alone; attention takes .* both, or neither"):
+        dot_product_attention(*parts, mask, jnp.float32, **{given: position[given]})
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_attention_in_bfloat16(rate):
     parts, _, mask = _attention_arguments(jnp.bfloat16, frames=48, size=16)

@@ -19,11 +19,11 @@ from jax_mtlser.inference.exports.ser_path import SerPath
 from jax_mtlser.models import products
 from jax_mtlser.models.log_mel import WINDOW
 
-__all__ = ["MODEL", "NOT_TO_ONNX", "read_onnx", "samples_of", "write_onnx"]
+__all__ = ["FIRST_UNKNOWN_JAX", "MODEL", "read_onnx", "samples_of", "write_onnx"]
 
 MODEL = "emotion.onnx"
 
-NOT_TO_ONNX = (0, 12)
+FIRST_UNKNOWN_JAX = (0, 12)
 """The first version of jax that the converter does not know."""
 
 _LARGEST = 2**31 - 2**24  # bytes; what protobuf holds, less the graph
@@ -154,11 +154,11 @@ def read_onnx(folder: Path) -> Judge:
 
 
 def _converter() -> Any:
-    if jax.__version_info__ >= NOT_TO_ONNX:
-        below = ".".join(map(str, NOT_TO_ONNX))
+    if jax.__version_info__ >= FIRST_UNKNOWN_JAX:
+        below = ".".join(map(str, FIRST_UNKNOWN_JAX))
         raise ExportError(
             f"the format onnx needs jax below {below}, but this is {jax.__version__}, which its converter does not know: "
-            f"pip install 'jax<{below}', or use --format stablehlo"
+            f"pip install 'jax<{below}' in an environment of its own, or use --format stablehlo"
         )
     for name in ("onnxruntime", "onnx", "jax2onnx"):
         try:
