@@ -124,7 +124,7 @@ class Bench:
         self.corpus = self.steps.put(corpus)
         self.knobs = self.steps.put(workload.knobs())
         self.state = workload.initial_state(self.steps)
-        self.params = self.state.params
+        self.params = self.steps.ready(self.state.params)
 
     def training_step(self, bucket: int) -> Callable[[], object]:
         """One step of a bucket on a batch that is on the device already."""

@@ -237,7 +237,8 @@ class Ours:
         first = self.steps[0]
         self.knobs, self.corpus = first.together([first.put(workload.knobs())] * members), first.put(resident)
         states = [workload.initial_state(first, seed) for seed in range(members)]
-        self.params, self.state = states[0].params, first.together(states)
+        # Evaluation casts kernels once for all of its batches.
+        self.params, self.state = first.ready(states[0].params), first.together(states)
 
     def run(self, turns: Sequence[Turn]) -> None:
         """Training steps in a row, as the training loop runs them."""

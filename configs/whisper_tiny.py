@@ -15,7 +15,7 @@ A probe: emotion alone on the frozen encoder (a weighted average of all layers, 
     python train.py --config configs/whisper_tiny.py:probe --workdir runs/probe --config.corpus.path=FOLDER
 
 The probe that fine-tuning has to beat: logistic regression on the means of the encoder's second layer, in place of
-training:
+training. It is fitted on each utterance and four copies with warped frequencies, as of other speakers:
 
     python train.py --config configs/whisper_tiny.py:regression --workdir runs/regression --config.corpus.path=FOLDER
 
@@ -92,6 +92,7 @@ def get_config(recipe: str = "") -> Config:
         config.training.epochs = 15
     if recipe in ("regression", "fitted"):
         config.model.encoder.num_layers, config.model.head_start = 2, HeadStart.REGRESSION
+        config.model.encoder.frequency_warp = 0.15
     if recipe == "regression":
         config.weights = TaskWeights(alpha=0.0, beta=0.0, gamma=0.0)
         config.model.encoder.freeze, config.training.epochs = Freeze.ENCODER, 0

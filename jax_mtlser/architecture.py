@@ -149,6 +149,8 @@ class WhisperArchitecture(EncoderArchitecture):
     Defaults are those of Hugging Face's ``WhisperConfig`` (``d_model`` is ``hidden_size`` here, and so on).
 
     Attributes:
+        frequency_warp: in training, an utterance's frequencies are multiplied by a random factor between
+            ``1 / (1 + frequency_warp)`` and ``1 + frequency_warp``, as if a shorter or taller person spoke.
         num_mel_bins: 80, or 128 for large-v3.
         max_source_positions: frames that the position table has; 1500 are 30 s.
     """
@@ -164,6 +166,7 @@ class WhisperArchitecture(EncoderArchitecture):
     final_dropout: float = 0.0
     layerdrop: float = 0.0
     apply_spec_augment: bool = False
+    frequency_warp: float = 0.0
     num_mel_bins: int = 80
     max_source_positions: int = 1500
 

@@ -78,7 +78,8 @@ class EncoderConfig:
         hf_compat: treat padding as the reference implementation does: GroupNorm statistics include it, and Whisper
             hears 30 s whatever the utterance's length.
         hidden_dropout, attention_dropout, activation_dropout, feat_proj_dropout, final_dropout,
-            layerdrop, apply_spec_augment: None follows the checkpoint or ``architecture``.
+            layerdrop, apply_spec_augment, frequency_warp: None follows the checkpoint or ``architecture``. The last is
+            Whisper's only, and also adds warped copies to what ``HeadStart.REGRESSION`` is fitted on.
     """
 
     checkpoint: str = "facebook/wav2vec2-base"
@@ -99,12 +100,13 @@ class EncoderConfig:
     final_dropout: float | None = None
     layerdrop: float | None = None
     apply_spec_augment: bool | None = None
+    frequency_warp: float | None = None
 
     def regularisation(self) -> dict[str, Any]:
         """The fields of an architecture that this configuration overrides."""
         names = (
             "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout",
-            "layerdrop", "apply_spec_augment",
+            "layerdrop", "apply_spec_augment", "frequency_warp",
         )  # fmt: skip
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 

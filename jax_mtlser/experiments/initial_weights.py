@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_mtlser.architecture import WhisperArchitecture
 from jax_mtlser.config import ConfigError, HeadInput, HeadStart, ModelConfig, VocabularySource
 from jax_mtlser.data.packed import PackedAudio
 from jax_mtlser.data.vocabulary import checkpoint_vocabulary
@@ -19,6 +20,9 @@ from jax_mtlser.training.regression import fit_heads
 from jax_mtlser.training.sharding import CompiledSteps
 
 __all__ = ["InitialWeights", "LastRead"]
+
+# On nEMO, four copies of warped speech bring a regression's accuracy on unheard speakers from 79.7 to 80.7 %.
+_WARPED_COPIES = 4
 
 # Numbers in one message between processes, about a megabyte.
 _TOLD_AT_ONCE = 50_000
@@ -36,11 +40,11 @@ class LastRead:
 
     Attributes:
         checkpoint: by file, and whether a CTC head was wanted.
-        pooled: what heads read of every utterance, by encoder and samples.
+        pooled: what heads read of every utterance and of its copies, by encoder and samples.
     """
 
     checkpoint: tuple[tuple[Path, bool], _Checkpoint] | None = None
-    pooled: tuple[tuple[Any, ...], Any, PackedAudio] | None = None
+    pooled: tuple[tuple[Any, ...], list[Any], PackedAudio] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +139,21 @@ class InitialWeights:
         # One process's answer: the last bits depend on its library.
         return {f"{task}_head": _from_first(fitted) for task, (fitted, _) in found.items()}
 
-    def _pooled(self, judge: Judge, params: Any, corpus: Any, audio: PackedAudio) -> Any:
-        """What heads read of every utterance before training; for a checkpoint's encoder, computed once."""
+    def _pooled(self, judge: Judge, params: Any, corpus: Any, audio: PackedAudio) -> list[Any]:
+        """What heads read of every utterance before training; for a checkpoint's encoder, computed once.
+
+        Where the encoder warps frequencies in training, warped copies follow: heads fitted without them would know less
+        than the encoder that goes on learning.
+        """
         spec, weights = judge.steps.spec, self.source.weights
         model = (spec.model.arch, spec.model.options, spec.model.head_input, spec.plain, spec.normalize_waveform)
         wanted = (weights, *model, id(audio))  # the id stands for the samples, which the last entry keeps alive
         if weights is not None and self.last.pooled is not None and self.last.pooled[0] == wanted:
             return self.last.pooled[1]
-        pooled = judge.pooled(params, corpus, range(len(audio)))
+        every, arch = range(len(audio)), self.source.arch
+        pooled = [judge.pooled(params, corpus, every)]
+        if isinstance(arch, WhisperArchitecture) and arch.frequency_warp > 0:
+            pooled += [judge.warped(params, corpus, every, copy) for copy in range(_WARPED_COPIES)]
         self.last.pooled = (wanted, pooled, audio)
         return pooled
 

@@ -1,8 +1,8 @@
 """What a frozen part of the encoder gives: the same in every epoch, so it can be computed once and kept.
 
-Only a part that runs without dropout and SpecAugment can be kept: the convolutions in front of the transformer, or
-the whole encoder where nothing of it learns. An utterance's frames do not depend on its batch, so those that were
-computed in one batch serve in any other.
+Only a part that runs without dropout, SpecAugment and warped frequencies can be kept: the convolutions in front of the
+transformer, or the whole encoder where nothing of it learns. An utterance's frames do not depend on its batch, so those that
+were computed in one batch serve in any other.
 """
 
 import enum
@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int
 
-from jax_mtlser.architecture import EncoderArchitecture, Wav2Vec2Architecture
+from jax_mtlser.architecture import EncoderArchitecture, Wav2Vec2Architecture, WhisperArchitecture
 from jax_mtlser.config import Freeze
 from jax_mtlser.models.feature_encoder import FeatureEncoder
 from jax_mtlser.models.multitask import MultitaskModel
@@ -30,12 +30,13 @@ def frozen_part(arch: EncoderArchitecture, freeze: Freeze, *, lora: bool, hf_com
     """The largest part that can be kept.
 
     Args:
-        arch: of the encoder.
+        arch: of the encoder; where it warps frequencies, nothing can be kept.
         freeze: what is not trained.
         lora: adapters learn inside the frozen layers.
         hf_compat: frames depend on the padding of their batch, so nothing can be kept.
     """
-    if hf_compat or freeze is Freeze.NOTHING:
+    warps = isinstance(arch, WhisperArchitecture) and arch.frequency_warp > 0
+    if hf_compat or warps or freeze is Freeze.NOTHING:
         return FrozenPart.NOTHING
     if freeze is Freeze.ENCODER and not lora:
         return FrozenPart.ENCODER

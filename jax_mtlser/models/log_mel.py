@@ -1,6 +1,7 @@
 """Whisper's log-mel spectrogram, inside the compiled step, equal to its feature extractor's."""
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +9,14 @@ from jaxtyping import Array, Float
 
 from jax_mtlser.models import products
 
-__all__ = ["HOP", "WINDOW", "log_mel", "mel_filters"]
+__all__ = ["HOP", "WINDOW", "log_mel", "mel_filters", "warped"]
 
 HOP = 160  # 10 ms
 WINDOW = 400  # 25 ms
 _SAMPLE_RATE = 16_000
+
+# Slaney's mel scale: linear below 1 kHz (3 mel per 200 Hz), logarithmic above (27 mel per factor 6.4).
+_CORNER, _PER_HERTZ, _PER_OCTAVE = 15.0, 3 / 200, 27 / np.log(6.4)
 
 
 def log_mel(audio: Float[Array, "B S"], num_bins: int, *, whole_window: bool) -> Float[Array, "B M F"]:
@@ -44,6 +48,32 @@ def log_mel(audio: Float[Array, "B S"], num_bins: int, *, whole_window: bool) ->
     return (level[:, :frames] + 4.0) / 4.0
 
 
+def warped(mel: Float[Array, "B M F"], factors: Float[Array, " B"]) -> Float[Array, "B M F"]:
+    """The spectrogram as it would be if all frequencies of a row had been multiplied by its factor, at the same speed.
+
+    Levels between two channels are interpolated. What would come from beyond the last channel repeats it.
+
+    Source: Jaitly and Hinton, "Vocal tract length perturbation (VTLP) improves speech recognition", 2013.
+    """
+    channels = mel.shape[2]
+    # Channels stand at equal distances on the mel scale, the first at one distance from 0.
+    places = jnp.arange(channels)
+    distance = _mels(_SAMPLE_RATE / 2) / (channels + 1)
+    heard = _hertz((places + 1) * distance)[None] / factors[:, None]
+    wanted = jnp.clip(_mels(heard) / distance - 1, 0, channels - 1)
+    shares = jnp.maximum(0, 1 - jnp.abs(wanted[:, :, None] - places[None, None]))
+    return products.einsum("bmf,bwf->bmw", mel, shares, jnp.float32)
+
+
+def _mels(hertz: Any) -> Any:
+    above = _CORNER + _PER_OCTAVE * jnp.log(jnp.maximum(hertz, 1000) / 1000)
+    return jnp.where(hertz < 1000, hertz * _PER_HERTZ, above)
+
+
+def _hertz(mels: Any) -> Any:
+    return jnp.where(mels < _CORNER, mels / _PER_HERTZ, 1000 * jnp.exp((mels - _CORNER) / _PER_OCTAVE))
+
+
 def _hann() -> np.ndarray:
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)).astype(np.float32)
 
@@ -55,11 +85,9 @@ def mel_filters(num_bins: int) -> np.ndarray:
     Args:
         num_bins: filters between 0 and 8000 Hz.
     """
-    # Linear below 1 kHz (3 mel per 200 Hz), logarithmic above (27 mel per factor 6.4).
-    corner, per_hertz, per_octave = 15.0, 3 / 200, 27 / np.log(6.4)
-    top = corner + per_octave * np.log(_SAMPLE_RATE / 2 / 1000)
+    top = _CORNER + _PER_OCTAVE * np.log(_SAMPLE_RATE / 2 / 1000)
     mels = np.linspace(0, top, num_bins + 2)
-    edges = np.where(mels < corner, mels / per_hertz, 1000 * np.exp((mels - corner) / per_octave))
+    edges = np.where(mels < _CORNER, mels / _PER_HERTZ, 1000 * np.exp((mels - _CORNER) / _PER_OCTAVE))
     hertz = np.linspace(0, _SAMPLE_RATE / 2, WINDOW // 2 + 1)[:, None]
     rising = (hertz - edges[:-2]) / np.diff(edges)[:-1]
     falling = (edges[2:] - hertz) / np.diff(edges)[1:]

@@ -7,7 +7,8 @@ Every encoder is a Flax module that is called as
 ``audio`` is float32 [B, S] at 16 kHz, normalised as the checkpoint asks and zero behind each utterance; ``lengths``
 is int32 [B], the samples that belong to each utterance, 0 for rows that only fill the batch. ``train`` switches on
 dropout, SpecAugment and LayerDrop, each with its own random stream (``dropout``, ``spec_augment``, ``layerdrop``).
-An utterance's frames do not depend on its batch or bucket.
+Whisper's frequencies are warped, where its architecture asks for it, whenever there is a stream ``frequency_warp``: in
+front of a frozen encoder too. An utterance's frames do not depend on its batch or bucket.
 """
 
 from jax_mtlser.architecture import EncoderArchitecture, Wav2Vec2Architecture, WhisperArchitecture

@@ -1,6 +1,7 @@
 """Whisper's encoder, on an utterance's own length or, with ``hf_compat``, in the 30 s window of the original."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -9,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_mtlser.architecture import WhisperArchitecture
 from jax_mtlser.models.feature_encoder import Conv
 from jax_mtlser.models.layers import activation, frame_mask
-from jax_mtlser.models.log_mel import HOP, log_mel
+from jax_mtlser.models.log_mel import HOP, log_mel, warped
 from jax_mtlser.models.spec_augment import spec_augment
 from jax_mtlser.models.transformer import EncoderOptions, EncoderOutput, Transformer
 
@@ -54,6 +55,10 @@ class WhisperEncoder(nn.Module):
             audio = jnp.pad(audio, ((0, 0), (0, longest - audio.shape[1])))
         mel = log_mel(audio, arch.num_mel_bins, whole_window=whole_window)
         mel_lengths = -(-lengths // HOP)
+        if arch.frequency_warp > 0 and self.has_rng("frequency_warp"):
+            most = np.log1p(arch.frequency_warp)
+            by_row = jax.random.uniform(self.make_rng("frequency_warp"), lengths.shape, minval=-most, maxval=most)
+            mel = warped(mel, jnp.exp(by_row))
         if train and arch.apply_spec_augment and (arch.mask_time_prob > 0 or arch.mask_feature_prob > 0):
             mel = spec_augment(self.make_rng("spec_augment"), mel, mel_lengths, arch, None)
 

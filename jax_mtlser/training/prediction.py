@@ -1,12 +1,12 @@
 """From evaluation steps to one :class:`Prediction` per utterance."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Array, Float32
 
 from jax_mtlser.corpora.manifest import Manifest
 from jax_mtlser.data.batch_plan import FILL, PlannedBatch, plan_in_order
@@ -69,16 +69,36 @@ class Judge:
 
     def pooled(self, params: Any, corpus: Any, rows: Sequence[int]) -> Float32[np.ndarray, "N D"]:
         """What the heads of utterances read before they learn, for each of ``rows``."""
-        found: dict[int, np.ndarray] = {}
-        for planned, evaluation in self._evaluated(params, corpus, rows):
-            pooled = jax.device_get(evaluation.pooled)
-            found.update((int(row), pooled[place]) for place, row in enumerate(planned.rows) if row != FILL)
-        return np.stack([found[row] for row in rows])
+        evaluated = self._evaluated(params, corpus, rows)
+        return _in_order(rows, ((planned, evaluation.pooled) for planned, evaluation in evaluated))
+
+    def warped(self, params: Any, corpus: Any, rows: Sequence[int], copy: int) -> Float32[np.ndarray, "N D"]:
+        """The same with frequencies warped at random, as the encoder's ``frequency_warp`` says.
+
+        Args:
+            params: of the model.
+            corpus: on the devices.
+            rows: of the manifest.
+            copy: its number; each warps otherwise.
+        """
+        batches = plan_in_order(rows, self.source.buckets)
+        self.steps.compile(None, names=("hear",), buckets=sorted({planned.bucket for planned in batches}))
+        keys = jax.random.split(jax.random.key(copy), len(batches))
+        params = self.steps.ready(params)
+        heard = (
+            (planned, self.steps.hear(planned.bucket, params, batch, corpus, self.steps.put(key)))
+            for key, (planned, batch) in zip(keys, self._batches(rows), strict=True)
+        )
+        return _in_order(rows, heard)
 
     def _evaluated(self, params: Any, corpus: Any, rows: Sequence[int]) -> Iterator[tuple[PlannedBatch, Evaluation]]:
-        batches = plan_in_order(rows, self.source.buckets)
-        for planned, batch in prefetch(lambda p: self.steps.put_batch(self.source.get(p)), batches):
+        params = self.steps.ready(params)
+        for planned, batch in self._batches(rows):
             yield planned, self.steps.evaluate(planned.bucket, params, batch, corpus)
+
+    def _batches(self, rows: Sequence[int]) -> Iterator[tuple[PlannedBatch, Any]]:
+        batches = plan_in_order(rows, self.source.buckets)
+        return prefetch(lambda planned: self.steps.put_batch(self.source.get(planned)), batches)
 
     def _prediction(self, row: int, part: Part, result: Any, place: int) -> Prediction:
         utterance, maps = self.manifest.utterances[row], self.maps
@@ -115,3 +135,14 @@ class Judge:
             text_predicted=text_predicted,
             groups=dict(utterance.groups),
         )
+
+
+def _in_order(
+    rows: Sequence[int], batches: Iterable[tuple[PlannedBatch, Float32[Array, "B D"]]]
+) -> Float32[np.ndarray, "N D"]:
+    """Results of batches by row of the manifest."""
+    found: dict[int, np.ndarray] = {}
+    for planned, result in batches:
+        result = jax.device_get(result)
+        found.update((int(row), result[place]) for place, row in enumerate(planned.rows) if row != FILL)
+    return np.stack([found[row] for row in rows])

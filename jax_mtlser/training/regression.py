@@ -55,20 +55,25 @@ def logistic_regression(
 
 
 def fit_heads(
-    pooled: Float32[np.ndarray, "N D"], targets: Targets, rows: Sequence[int], sizes: Mapping[str, int], *, c: float
+    pooled: Sequence[Float32[np.ndarray, "N D"]],
+    targets: Targets,
+    rows: Sequence[int],
+    sizes: Mapping[str, int],
+    *,
+    c: float,
 ) -> dict[str, tuple[dict[str, Any], float]]:
     """Kernel and bias of each task's head, fitted on some utterances.
 
     Args:
-        pooled: of every utterance of the corpus.
+        pooled: of every utterance of the corpus, as it is and in any number of altered copies.
         targets: their labels.
         rows: to fit on; those without a label are left out.
         sizes: classes by task.
         c: inverse strength of the penalty.
 
     Returns:
-        By task, the parameters and the accuracy on the labels they were fitted on; without those that less than two
-        classes have labels for.
+        By task, the parameters and the accuracy on the labels they were fitted on, of the utterances as they are;
+        without those that less than two classes have labels for.
     """
     found, chosen = {}, np.asarray(rows)
     for task in UTTERANCE_TASKS:
@@ -76,8 +81,9 @@ def fit_heads(
         known = labels != MISSING
         if task not in sizes or len(np.unique(labels[known])) < 2:
             continue
-        x = pooled[chosen[known]]
-        kernel, bias = logistic_regression(x, labels[known], sizes[task], c=c)
-        right = np.argmax(x @ kernel + bias, axis=1) == labels[known]
+        copies = [x[chosen[known]] for x in pooled]
+        every_label = np.tile(labels[known], len(copies))
+        kernel, bias = logistic_regression(np.concatenate(copies), every_label, sizes[task], c=c)
+        right = np.argmax(copies[0] @ kernel + bias, axis=1) == labels[known]
         found[task] = ({"kernel": kernel, "bias": bias}, float(right.mean()))
     return found

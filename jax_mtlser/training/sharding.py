@@ -17,10 +17,18 @@ from jax_mtlser.config import ConfigError
 from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.data.batch_plan import Buckets
 from jax_mtlser.data.batches import Batch
-from jax_mtlser.models.multitask import MultitaskModel
+from jax_mtlser.models.multitask import MultitaskModel, ready_to_multiply
 from jax_mtlser.training import processes
 from jax_mtlser.training.population import population_step, stack_members, take_member
-from jax_mtlser.training.step import StepSpec, TrainState, create_state, eval_step, frozen_step, train_step
+from jax_mtlser.training.step import (
+    StepSpec,
+    TrainState,
+    create_state,
+    eval_step,
+    frozen_step,
+    hear_step,
+    train_step,
+)
 
 __all__ = ["CompiledSteps", "make_mesh"]
 
@@ -125,6 +133,8 @@ class CompiledSteps:
         self.init_state = jax.jit(functools.partial(create_state, spec), out_shardings=self.replicated)
         init = functools.partial(_random_params, spec.model)
         self._init_params = jax.jit(init, out_shardings=self.replicated)
+        ready = functools.partial(ready_to_multiply, dtype=spec.model.options.dtype)
+        self._ready = jax.jit(ready, out_shardings=self.replicated)
         self._stack = jax.jit(stack_members, out_shardings=self.by_member)
         self._take = jax.jit(take_member, out_shardings=self.replicated)
 
@@ -138,6 +148,10 @@ class CompiledSteps:
             shapes = jax.eval_shape(lambda: self.init_state(self.init_params(0), 0))
             self._state_shapes = self._replicated_shapes(shapes)
         return self._state_shapes
+
+    def ready(self, params: Any) -> Any:
+        """The model's parameters as :meth:`evaluate` and :meth:`hear` take them: cast once, not for each batch."""
+        return self._ready(params)
 
     def params_shapes(self) -> Any:
         """Shape, type and sharding of the model's parameters."""
@@ -155,7 +169,7 @@ class CompiledSteps:
 
         Args:
             knobs: of one member; their values do not matter; used for ``train`` only.
-            names: of ``train``, ``eval``, ``frozen``.
+            names: of ``train``, ``eval``, ``hear``, ``frozen``.
             buckets: which; None for all.
             progress: called with (name, bucket, seconds) after each program.
         """
@@ -185,7 +199,7 @@ class CompiledSteps:
         """The traced program of a bucket, as it is handed to XLA.
 
         Args:
-            name: ``train``, ``eval`` or ``frozen``.
+            name: ``train``, ``eval``, ``hear`` or ``frozen``.
             bucket: its shape.
             knobs: of one member; their values do not matter; used for ``train`` only.
         """
@@ -210,8 +224,13 @@ class CompiledSteps:
                 self._for_each_member(knobs, self.by_member),
                 corpus,
             )
+        ready = self._replicated_shapes(jax.eval_shape(self._ready, self.params_shapes()))
+        if name == "hear":
+            key = self._replicated_shapes(jax.eval_shape(lambda: jax.random.key(0)))
+            jitted = jax.jit(functools.partial(hear_step, self.spec, bound), out_shardings=self.replicated)
+            return jitted.lower(ready, batch, corpus, key)
         jitted = jax.jit(functools.partial(eval_step, self.spec, bound), out_shardings=self.replicated)
-        return jitted.lower(self.params_shapes(), batch, corpus)
+        return jitted.lower(ready, batch, corpus)
 
     def program(self, name: str, bucket: int) -> Any:
         """A compiled program, for what XLA says about it."""
@@ -225,8 +244,12 @@ class CompiledSteps:
         return self._programs["train", bucket](*args)
 
     def evaluate(self, bucket: int, *args: Any) -> Any:
-        """Run the bucket's :func:`eval_step` on ``(params, batch, corpus)``."""
+        """Run the bucket's :func:`eval_step` on ``(params, batch, corpus)``, the parameters from :meth:`ready`."""
         return self._programs["eval", bucket](*args)
+
+    def hear(self, bucket: int, *args: Any) -> Any:
+        """Run the bucket's :func:`hear_step` on ``(params, batch, corpus, key)``, the parameters from :meth:`ready`."""
+        return self._programs["hear", bucket](*args)
 
     def freeze(self, bucket: int, *args: Any) -> Any:
         """Run the bucket's :func:`frozen_step` on ``(encoder, audio, lengths)``."""

@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Int16
+from jaxtyping import Array, Float, Int, Int16
 
 from jax_mtlser.config import CtcNormalization, Freeze, LearningRateSchedule, OptimizerConfig, WeightingMethod
 from jax_mtlser.data.batches import Batch, gather, waveform
@@ -318,6 +318,17 @@ def eval_step(spec: StepSpec, num_samples: int, params: Any, batch: Batch, corpu
         frame_lengths=output.frame_lengths,
         pooled=output.pooled,
     )
+
+
+def hear_step(
+    spec: StepSpec, num_samples: int, params: Any, batch: Batch, corpus: Corpus, key: Array
+) -> Float[Array, "B D"]:
+    """What heads read of one batch before they learn, with frequencies warped at random (by ``key``) and no dropout."""
+    with products.formulation(plain=spec.plain):
+        heard = _heard(spec, num_samples, batch, corpus)
+        streams = {"frequency_warp": key}
+        output: Any = spec.model.apply({"params": params}, **heard, lengths=batch.lengths, train=False, rngs=streams)
+    return output.pooled
 
 
 def frozen_step(

@@ -140,7 +140,9 @@ class Objective:
 
 
 def _streams(key: Array) -> dict[str, Array]:
-    return dict(zip(("dropout", "spec_augment", "layerdrop"), jax.random.split(key, 3), strict=True))
+    streams = dict(zip(("dropout", "spec_augment", "layerdrop"), jax.random.split(key, 3), strict=True))
+    # Not one of four: every run without it would draw other numbers than before.
+    return {**streams, "frequency_warp": jax.random.fold_in(key, 3)}
 
 
 def _inner_products(gradients: Float[Array, "K B T D"]) -> Float[Array, "K K"]:

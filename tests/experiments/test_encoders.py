@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 from pathlib import Path
 
 import jax
@@ -26,7 +27,7 @@ from jax_mtlser.models.transformer import EncoderOptions
 from jax_mtlser.run_folder import RunFolder, read_json, read_json_lines
 from jax_mtlser.training.checkpoint import load_model_description
 from jax_mtlser.training.progress import Display
-from jax_mtlser.training.regression import logistic_regression
+from jax_mtlser.training.regression import fit_heads, logistic_regression
 
 ARCH = WhisperArchitecture(
     hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, num_mel_bins=8,
@@ -159,6 +160,7 @@ def test_frames_are_kept_only_where_they_fit_and_come_from_a_checkpoint(corpus, 
     assert kept() is not None
     assert kept(residency=Residency.HOST) is None
     assert kept(freeze=Freeze.NOTHING) is None
+    assert kept(frequency_warp=0.1) is None
     assert kept(checkpoint="") is None
     monkeypatch.setattr("jax_mtlser.experiments.kept_frames.fits_on_device", lambda entries, each: False)
     assert kept() is None
@@ -207,6 +209,31 @@ def test_without_epochs_a_run_is_a_regression_on_what_the_checkpoint_hears(corpu
             logits = x[name] @ kernel + bias
             expected = np.exp(logits) / np.exp(logits).sum()
             np.testing.assert_allclose(prediction.emotion_probabilities, expected, atol=2e-3)
+
+
+def test_a_regression_for_an_encoder_that_warps_frequencies_hears_warped_copies(
+    corpus, checkpoint, tmp_path, monkeypatch
+):
+    fitted = []
+
+    def fit(pooled, *arguments, **keywords):
+        fitted.append(pooled)
+        return fit_heads(pooled, *arguments, **keywords)
+
+    monkeypatch.setattr("jax_mtlser.experiments.initial_weights.fit_heads", fit)
+    config = _config(corpus, checkpoint)
+    config.model.head_start, config.model.encoder.frequency_warp = HeadStart.REGRESSION, 0.2
+    config.model.encoder.freeze, config.training.epochs, config.training.selection = Freeze.ENCODER, 0, Selection.LAST
+    config.protocol.only_folds, config.protocol.validation_fraction = (), 0.0
+    run = RunFolder(tmp_path / "run")
+    assert train_run(config, run.path, display()) == 0
+    assert evaluate_run(run.path, display()) == []
+    first, second = fitted
+    assert first is second, "all folds hear the same copies"
+    assert len(first) == 5
+    for one, other in itertools.combinations(first, 2):
+        moved = np.abs(one - other).max(axis=1)
+        assert 0 < np.median(moved) < np.std(one), "another voice, not another corpus"
 
 
 def test_training_goes_on_from_the_regression(corpus, checkpoint, tmp_path):

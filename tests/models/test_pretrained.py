@@ -171,6 +171,10 @@ def test_overrides_replace_the_checkpoint_s_regularisation(every_checkpoint):
 
 def test_an_override_of_what_an_encoder_does_not_have_is_refused(checkpoint, whisper):
     assert _open(checkpoint, feat_proj_dropout=0.25).arch.feat_proj_dropout == 0.25
+    with pytest.raises(CheckpointError, match=r"frequency_warp is 0\.1, but wav2vec2 encoders have no such setting"):
+        _open(checkpoint, frequency_warp=0.1)
+    with pytest.raises(CheckpointError, match=r"frequency_warp is 0\.1, but wav2vec2 encoders have no such setting"):
+        open_encoder(EncoderConfig(checkpoint="", frequency_warp=0.1))
     with pytest.raises(CheckpointError, match=r"feat_proj_dropout is 0\.25, but whisper encoders have no such setting"):
         _open(whisper, feat_proj_dropout=0.25)
 

@@ -62,7 +62,7 @@ def trained(freeze, *, kept: bool, head_input=HeadInput.LAST, method=WeightingMe
         state, metrics = steps.train(planned.bucket, state, batch, steps.put(knobs()), resident)
         losses.append(float(metrics.loss))
         seen.append(planned.bucket)
-        judged = jax.device_get(steps.evaluate(planned.bucket, state.params, batch, resident))
+        judged = jax.device_get(steps.evaluate(planned.bucket, steps.ready(state.params), batch, resident))
     assert set(seen) == {0, 1}
     assert not kept or done[-1] == (ROWS, ROWS)
     return losses, jax.device_get(state.params), judged

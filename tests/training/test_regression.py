@@ -69,12 +69,21 @@ def _targets(**labels):
     return dataclasses.replace(empty, **labels)
 
 
+def test_copies_of_utterances_have_their_labels():
+    (x, labels), (other, _) = _utterances(3), _utterances(3)
+    moved = other + np.random.default_rng(1).normal(0, 0.3, other.shape).astype(np.float32)
+    found = fit_heads([x, moved], _targets(emotion=labels.astype(np.int32)), range(80), {"emotion": 3}, c=1.0)
+    kernel, bias = logistic_regression(np.concatenate([x[:80], moved[:80]]), np.tile(labels[:80], 2), 3, c=1.0)
+    np.testing.assert_allclose(found["emotion"][0]["kernel"], kernel, atol=1e-6)
+    assert found["emotion"][1] == np.mean(np.argmax(x[:80] @ kernel + bias, axis=1) == labels[:80])
+
+
 def test_heads_are_fitted_on_their_rows_and_their_labels():
     x, labels = _utterances(3)
     strange = np.where(np.arange(90) < 60, labels, (labels + 1) % 3).astype(np.int32)
     strange[:5] = -1
     sizes = {"emotion": 3, "gender": 2, "speaker": 3, "asr": 9}
-    found = fit_heads(x, _targets(emotion=strange, speaker=np.zeros(90, np.int32)), range(60), sizes, c=1.0)
+    found = fit_heads([x], _targets(emotion=strange, speaker=np.zeros(90, np.int32)), range(60), sizes, c=1.0)
     assert list(found) == ["emotion"], "nobody's gender is known, and all have one speaker"
     parameters, accuracy = found["emotion"]
     kernel, bias = logistic_regression(x[5:60], labels[5:60], 3, c=1.0)

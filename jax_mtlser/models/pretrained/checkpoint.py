@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,12 @@ def open_encoder(config: EncoderConfig) -> PretrainedEncoder:
                 f"model.encoder.num_layers is {config.num_layers}, but there is no checkpoint to take layers from; set "
                 "model.encoder.architecture.num_hidden_layers"
             )
+        _check_overrides(overrides, config.architecture)
         described = dataclasses.replace(config.architecture, **overrides)
         return PretrainedEncoder(described, config.normalize_waveform is not False, None)
     weights = _find(config.checkpoint)
     found = read_architecture(weights.parent / "config.json")
-    unknown = [name for name in overrides if not hasattr(found, name)]
-    if unknown:
-        raise CheckpointError(
-            f"model.encoder.{unknown[0]} is {overrides[unknown[0]]}, but {found.family.value} encoders have no such "
-            f"setting; leave it out"
-        )
+    _check_overrides(overrides, found)
     if config.num_layers is not None:
         if config.num_layers > found.num_hidden_layers:
             raise CheckpointError(
@@ -97,6 +94,15 @@ def open_encoder(config: EncoderConfig) -> PretrainedEncoder:
             "model.encoder.normalize_waveform is True, but Whisper's spectrogram takes samples as they are; leave it out"
         )
     return PretrainedEncoder(arch, normalize, weights)
+
+
+def _check_overrides(overrides: Mapping[str, Any], arch: EncoderArchitecture) -> None:
+    unknown = [name for name in overrides if not hasattr(arch, name)]
+    if unknown:
+        raise CheckpointError(
+            f"model.encoder.{unknown[0]} is {overrides[unknown[0]]}, but {arch.family.value} encoders have no such "
+            f"setting; leave it out"
+        )
 
 
 def encoder_parameters(weights: Path, arch: EncoderArchitecture) -> tuple[Tree, list[str]]:
