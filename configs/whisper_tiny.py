@@ -97,7 +97,7 @@ def get_config(recipe: str = "") -> Config:
         config.weights = TaskWeights(alpha=0.0, beta=0.0, gamma=0.0)
         config.model.encoder.freeze, config.training.epochs = Freeze.ENCODER, 0
     if recipe == "fitted":
-        config.optimizer.learning_rate, config.optimizer.head_learning_rate = 1e-5, 1e-4
+        config.optimizer.learning_rate, config.optimizer.head_learning_rate = 3e-6, 1e-4
         config.training.epochs = 1
     if recipe == "subsets":
         config.variants, config.protocol.repeats = task_subsets(config.weights), 3

@@ -21,7 +21,7 @@ from jax_mtlser.training.sharding import CompiledSteps
 
 __all__ = ["InitialWeights", "LastRead"]
 
-# On nEMO, four copies of warped speech bring a regression's accuracy on unheard speakers from 79.7 to 80.7 %.
+# On nEMO, a regression with these copies is right on 81.6 % of what unheard speakers say, without on 79.7 %.
 _WARPED_COPIES = 4
 
 # Numbers in one message between processes, about a megabyte.
