@@ -92,7 +92,7 @@ def get_config(recipe: str = "") -> Config:
         config.training.epochs = 15
     if recipe in ("regression", "fitted"):
         config.model.encoder.num_layers, config.model.head_start = 2, HeadStart.REGRESSION
-        config.model.encoder.frequency_warp = 0.15
+        config.model.encoder.frequency_warp, config.model.regression_c = 0.15, 0.5
     if recipe == "regression":
         config.weights = TaskWeights(alpha=0.0, beta=0.0, gamma=0.0)
         config.model.encoder.freeze, config.training.epochs = Freeze.ENCODER, 0

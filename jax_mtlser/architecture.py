@@ -61,6 +61,11 @@ class EncoderArchitecture(abc.ABC):
     def pre_norm(self) -> bool:
         """Whether layers normalise their input (pre-LN) instead of their sum with the residual path (post-LN)."""
 
+    @property
+    def warps_frequencies(self) -> bool:
+        """Whether what is heard in training was changed at random in front of the encoder."""
+        return False
+
     @abc.abstractmethod
     def min_samples(self) -> int:
         """The shortest input that gives a frame."""
@@ -174,6 +179,11 @@ class WhisperArchitecture(EncoderArchitecture):
     def pre_norm(self) -> bool:
         """See :class:`EncoderArchitecture`."""
         return True
+
+    @property
+    def warps_frequencies(self) -> bool:
+        """See :class:`EncoderArchitecture`."""
+        return self.frequency_warp > 0
 
     def min_samples(self) -> int:
         """Any sample gives a frame."""

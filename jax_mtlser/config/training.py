@@ -70,7 +70,7 @@ class BatchingConfig:
         accumulation_steps: an optimizer step's batch is worked through in this many equal parts.
         residency: where the corpus lies.
         keep_frozen: compute what a frozen part of the encoder gives once and keep it on the accelerator, where it
-            fits and the corpus may lie there.
+            fits and the corpus may lie there. Not where ``model.encoder.frequency_warp`` changes what it hears.
     """
 
     batch_size: int = 8

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int
 
-from jax_mtlser.architecture import EncoderArchitecture, Wav2Vec2Architecture, WhisperArchitecture
+from jax_mtlser.architecture import EncoderArchitecture, Wav2Vec2Architecture
 from jax_mtlser.config import Freeze
 from jax_mtlser.models.feature_encoder import FeatureEncoder
 from jax_mtlser.models.multitask import MultitaskModel
@@ -35,8 +35,7 @@ def frozen_part(arch: EncoderArchitecture, freeze: Freeze, *, lora: bool, hf_com
         lora: adapters learn inside the frozen layers.
         hf_compat: frames depend on the padding of their batch, so nothing can be kept.
     """
-    warps = isinstance(arch, WhisperArchitecture) and arch.frequency_warp > 0
-    if hf_compat or warps or freeze is Freeze.NOTHING:
+    if hf_compat or arch.warps_frequencies or freeze is Freeze.NOTHING:
         return FrozenPart.NOTHING
     if freeze is Freeze.ENCODER and not lora:
         return FrozenPart.ENCODER

@@ -1,7 +1,6 @@
 """Whisper's log-mel spectrogram, inside the compiled step, equal to its feature extractor's."""
 
 import functools
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,8 @@ WINDOW = 400  # 25 ms
 _SAMPLE_RATE = 16_000
 
 # Slaney's mel scale: linear below 1 kHz (3 mel per 200 Hz), logarithmic above (27 mel per factor 6.4).
-_CORNER, _PER_HERTZ, _PER_OCTAVE = 15.0, 3 / 200, 27 / np.log(6.4)
+_CORNER, _PER_HERTZ, _PER_LOG = 15.0, 3 / 200, 27 / np.log(6.4)
+_TOP = _CORNER + _PER_LOG * np.log(_SAMPLE_RATE / 2 / 1000)
 
 
 def log_mel(audio: Float[Array, "B S"], num_bins: int, *, whole_window: bool) -> Float[Array, "B M F"]:
@@ -51,27 +51,23 @@ def log_mel(audio: Float[Array, "B S"], num_bins: int, *, whole_window: bool) ->
 def warped(mel: Float[Array, "B M F"], factors: Float[Array, " B"]) -> Float[Array, "B M F"]:
     """The spectrogram as it would be if all frequencies of a row had been multiplied by its factor, at the same speed.
 
-    Levels between two channels are interpolated. What would come from beyond the last channel repeats it.
+    Levels between two channels are interpolated; what would come from below the first or above the last repeats them.
 
-    Source: Jaitly and Hinton, "Vocal tract length perturbation (VTLP) improves speech recognition", 2013.
+    Source of the idea: Jaitly and Hinton, "Vocal tract length perturbation (VTLP) improves speech recognition", 2013, where
+    the highest frequencies are compressed instead of cut off.
     """
     channels = mel.shape[2]
     # Channels stand at equal distances on the mel scale, the first at one distance from 0.
-    places = jnp.arange(channels)
-    distance = _mels(_SAMPLE_RATE / 2) / (channels + 1)
-    heard = _hertz((places + 1) * distance)[None] / factors[:, None]
-    wanted = jnp.clip(_mels(heard) / distance - 1, 0, channels - 1)
-    shares = jnp.maximum(0, 1 - jnp.abs(wanted[:, :, None] - places[None, None]))
+    distance = _TOP / (channels + 1)
+    hertz = jnp.asarray(_hertz(np.arange(1, channels + 1) * distance), jnp.float32)[None] / factors[:, None]
+    mels = jnp.where(hertz < 1000, hertz * _PER_HERTZ, _CORNER + _PER_LOG * jnp.log(jnp.maximum(hertz, 1000) / 1000))
+    places = jnp.clip(mels / distance - 1, 0, channels - 1)
+    shares = jnp.maximum(0, 1 - jnp.abs(places[:, :, None] - jnp.arange(channels)[None, None]))
     return products.einsum("bmf,bwf->bmw", mel, shares, jnp.float32)
 
 
-def _mels(hertz: Any) -> Any:
-    above = _CORNER + _PER_OCTAVE * jnp.log(jnp.maximum(hertz, 1000) / 1000)
-    return jnp.where(hertz < 1000, hertz * _PER_HERTZ, above)
-
-
-def _hertz(mels: Any) -> Any:
-    return jnp.where(mels < _CORNER, mels / _PER_HERTZ, 1000 * jnp.exp((mels - _CORNER) / _PER_OCTAVE))
+def _hertz(mels: np.ndarray) -> np.ndarray:
+    return np.where(mels < _CORNER, mels / _PER_HERTZ, 1000 * np.exp((mels - _CORNER) / _PER_LOG))
 
 
 def _hann() -> np.ndarray:
@@ -85,9 +81,7 @@ def mel_filters(num_bins: int) -> np.ndarray:
     Args:
         num_bins: filters between 0 and 8000 Hz.
     """
-    top = _CORNER + _PER_OCTAVE * np.log(_SAMPLE_RATE / 2 / 1000)
-    mels = np.linspace(0, top, num_bins + 2)
-    edges = np.where(mels < _CORNER, mels / _PER_HERTZ, 1000 * np.exp((mels - _CORNER) / _PER_OCTAVE))
+    edges = _hertz(np.linspace(0, _TOP, num_bins + 2))
     hertz = np.linspace(0, _SAMPLE_RATE / 2, WINDOW // 2 + 1)[:, None]
     rising = (hertz - edges[:-2]) / np.diff(edges)[:-1]
     falling = (edges[2:] - hertz) / np.diff(edges)[1:]

@@ -83,7 +83,8 @@ class MultitaskModel(nn.Module):
         sizes: of the heads.
         options: how the encoder is computed.
         head_input: what the heads read.
-        frozen_encoder: the encoder is not trained at all, so it runs without dropout and SpecAugment.
+        frozen_encoder: the encoder is not trained at all, so it runs without dropout and SpecAugment; warped
+            frequencies reach it.
     """
 
     arch: EncoderArchitecture

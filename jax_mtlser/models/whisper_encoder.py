@@ -55,7 +55,7 @@ class WhisperEncoder(nn.Module):
             audio = jnp.pad(audio, ((0, 0), (0, longest - audio.shape[1])))
         mel = log_mel(audio, arch.num_mel_bins, whole_window=whole_window)
         mel_lengths = -(-lengths // HOP)
-        if arch.frequency_warp > 0 and self.has_rng("frequency_warp"):
+        if arch.warps_frequencies and self.has_rng("frequency_warp"):
             most = np.log1p(arch.frequency_warp)
             by_row = jax.random.uniform(self.make_rng("frequency_warp"), lengths.shape, minval=-most, maxval=most)
             mel = warped(mel, jnp.exp(by_row))

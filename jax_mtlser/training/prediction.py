@@ -73,13 +73,13 @@ class Judge:
         return _in_order(rows, ((planned, evaluation.pooled) for planned, evaluation in evaluated))
 
     def warped(self, params: Any, corpus: Any, rows: Sequence[int], copy: int) -> Float32[np.ndarray, "N D"]:
-        """The same with frequencies warped at random, as the encoder's ``frequency_warp`` says.
+        """What :meth:`pooled` gives of ``rows``, with frequencies warped as the encoder's ``frequency_warp`` says.
 
         Args:
             params: of the model.
             corpus: on the devices.
             rows: of the manifest.
-            copy: its number; each warps otherwise.
+            copy: its number, from which the factors are drawn, batch by batch.
         """
         batches = plan_in_order(rows, self.source.buckets)
         self.steps.compile(None, names=("hear",), buckets=sorted({planned.bucket for planned in batches}))

@@ -69,7 +69,7 @@ def fit_heads(
         targets: their labels.
         rows: to fit on; those without a label are left out.
         sizes: classes by task.
-        c: inverse strength of the penalty.
+        c: inverse strength of the penalty against the utterances, however many copies there are.
 
     Returns:
         By task, the parameters and the accuracy on the labels they were fitted on, of the utterances as they are;
@@ -83,7 +83,7 @@ def fit_heads(
             continue
         copies = [x[chosen[known]] for x in pooled]
         every_label = np.tile(labels[known], len(copies))
-        kernel, bias = logistic_regression(np.concatenate(copies), every_label, sizes[task], c=c)
+        kernel, bias = logistic_regression(np.concatenate(copies), every_label, sizes[task], c=c / len(copies))
         right = np.argmax(copies[0] @ kernel + bias, axis=1) == labels[known]
         found[task] = ({"kernel": kernel, "bias": bias}, float(right.mean()))
     return found

@@ -133,8 +133,6 @@ class CompiledSteps:
         self.init_state = jax.jit(functools.partial(create_state, spec), out_shardings=self.replicated)
         init = functools.partial(_random_params, spec.model)
         self._init_params = jax.jit(init, out_shardings=self.replicated)
-        ready = functools.partial(ready_to_multiply, dtype=spec.model.options.dtype)
-        self._ready = jax.jit(ready, out_shardings=self.replicated)
         self._stack = jax.jit(stack_members, out_shardings=self.by_member)
         self._take = jax.jit(take_member, out_shardings=self.replicated)
 
@@ -150,8 +148,11 @@ class CompiledSteps:
         return self._state_shapes
 
     def ready(self, params: Any) -> Any:
-        """The model's parameters as :meth:`evaluate` and :meth:`hear` take them: cast once, not for each batch."""
-        return self._ready(params)
+        """The model's parameters as :meth:`evaluate` and :meth:`hear` take them: cast once, not for each batch.
+
+        What stays as it is, is no copy.
+        """
+        return ready_to_multiply(params, self.spec.model.options.dtype)
 
     def params_shapes(self) -> Any:
         """Shape, type and sharding of the model's parameters."""
@@ -224,7 +225,7 @@ class CompiledSteps:
                 self._for_each_member(knobs, self.by_member),
                 corpus,
             )
-        ready = self._replicated_shapes(jax.eval_shape(self._ready, self.params_shapes()))
+        ready = self._replicated_shapes(jax.eval_shape(self.ready, self.params_shapes()))
         if name == "hear":
             key = self._replicated_shapes(jax.eval_shape(lambda: jax.random.key(0)))
             jitted = jax.jit(functools.partial(hear_step, self.spec, bound), out_shardings=self.replicated)

@@ -41,6 +41,7 @@ __all__ = [
     "create_state",
     "eval_step",
     "frozen_step",
+    "hear_step",
     "train_step",
 ]
 

@@ -15,7 +15,7 @@ from tiny import saved_parameters, tiny_config, write_corpus
 
 from jax_mtlser import cli
 from jax_mtlser.architecture import WhisperArchitecture
-from jax_mtlser.config import Config, ConfigError, Freeze, HeadInput, HeadStart, Residency, Selection
+from jax_mtlser.config import Config, ConfigError, Freeze, HeadInput, HeadStart, Residency, Selection, WeightingMethod
 from jax_mtlser.corpora.manifest import read_manifest
 from jax_mtlser.evaluation.predictions import read_predictions
 from jax_mtlser.experiments import experiment
@@ -234,6 +234,31 @@ def test_a_regression_for_an_encoder_that_warps_frequencies_hears_warped_copies(
     for one, other in itertools.combinations(first, 2):
         moved = np.abs(one - other).max(axis=1)
         assert 0 < np.median(moved) < np.std(one), "another voice, not another corpus"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.encoder.freeze": Freeze.NOTHING},
+        {"model.encoder.freeze": Freeze.ENCODER},
+        pytest.param({"weights.method": WeightingMethod.GRADNORM}, marks=pytest.mark.slow),
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()),
+)
+def test_training_hears_warped_frequencies_whatever_learns(corpus, checkpoint, tmp_path, changes):
+    losses = {}
+    for warp in (None, 0.0, 0.2):
+        config = _config(corpus, checkpoint)
+        config.model.encoder.frequency_warp, config.training.log_every_steps = warp, 1
+        for name, value in changes.items():
+            group, _, field = name.rpartition(".")
+            setattr(functools.reduce(getattr, group.split("."), config), field, value)
+        run = RunFolder(tmp_path / str(warp))
+        assert train_run(config, run.path, display()) == 0
+        lines = read_json_lines(run.member("r0_f0").metrics)
+        losses[warp] = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert losses[0.0] == losses[None]
+    assert losses[0.2][0] != losses[0.0][0]
 
 
 def test_training_goes_on_from_the_regression(corpus, checkpoint, tmp_path):

@@ -180,6 +180,13 @@ def test_the_package_imports_the_same_encoder_again(exported):
     jax.tree.map(np.testing.assert_array_equal, parameters, exported.parameters)
 
 
+def test_how_an_encoder_was_trained_is_not_how_the_next_one_is(base, tmp_path):
+    source = _exported("whisper", base)
+    warping = dataclasses.replace(source.arch, frequency_warp=0.15)
+    export_encoder(tmp_path, source.parameters, warping, normalize_waveform=False)
+    assert open_encoder(EncoderConfig(checkpoint=str(tmp_path))).arch == source.arch
+
+
 def test_the_feature_extractor_is_the_encoder_s(exported):
     extractor = hf.AutoFeatureExtractor.from_pretrained(exported.folder)
     assert extractor.sampling_rate == 16_000

@@ -73,9 +73,12 @@ def test_copies_of_utterances_have_their_labels():
     (x, labels), (other, _) = _utterances(3), _utterances(3)
     moved = other + np.random.default_rng(1).normal(0, 0.3, other.shape).astype(np.float32)
     found = fit_heads([x, moved], _targets(emotion=labels.astype(np.int32)), range(80), {"emotion": 3}, c=1.0)
-    kernel, bias = logistic_regression(np.concatenate([x[:80], moved[:80]]), np.tile(labels[:80], 2), 3, c=1.0)
+    kernel, bias = logistic_regression(np.concatenate([x[:80], moved[:80]]), np.tile(labels[:80], 2), 3, c=0.5)
     np.testing.assert_allclose(found["emotion"][0]["kernel"], kernel, atol=1e-6)
     assert found["emotion"][1] == np.mean(np.argmax(x[:80] @ kernel + bias, axis=1) == labels[:80])
+    sizes, targets = {"emotion": 3}, _targets(emotion=labels.astype(np.int32))
+    once, twice = (fit_heads([x] * copies, targets, range(80), sizes, c=0.1)["emotion"][0] for copies in (1, 2))
+    np.testing.assert_allclose(twice["kernel"], once["kernel"], atol=1e-4, err_msg="equal copies add nothing")
 
 
 def test_heads_are_fitted_on_their_rows_and_their_labels():

@@ -105,7 +105,8 @@ def config_values(arch: EncoderArchitecture) -> dict[str, Any]:
     values = {field.name: plain(getattr(arch, field.name)) for field in dataclasses.fields(arch)}
     model_type = values.pop("family")
     if isinstance(arch, WhisperArchitecture):
-        values.pop("layer_norm_eps"), values.pop("final_dropout")
+        for name in ("layer_norm_eps", "final_dropout", "frequency_warp"):  # no settings of transformers' model
+            values.pop(name)
         values = {_WHISPER_NAMES.get(name, name): value for name, value in values.items()}
         return {"model_type": model_type, "architectures": ["WhisperEncoder"], **values}
     values = {name: value for name, value in values.items() if _FAMILY_FIELDS.get(name, arch.family) is arch.family}
