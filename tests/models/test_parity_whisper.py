@@ -253,7 +253,9 @@ def test_the_real_encoder_on_real_speech_is_transformers(real, as_released):
     """On the same spectrogram, against the reference in float64.
 
     A few frames of real speech are so badly conditioned that the reference in float32 strays from itself in float64
-    by more than the tolerance. There, and only there, ours may be as far from float64 as the reference, twice over.
+    by more than the tolerance. There, and only there, ours may be as far from float64 as the reference, twice over. How far
+    that is, is chance: at one such frame between 4e-5 and 1.5e-3, when the spectrogram changes by half a unit of its last
+    place. So the farthest of several such spectrograms counts.
     """
     checkpoint, audio, lengths, _ = real
     encoder = open_encoder(EncoderConfig(checkpoint=str(checkpoint)))
@@ -268,12 +270,17 @@ def test_the_real_encoder_on_real_speech_is_transformers(real, as_released):
              load_file(checkpoint / "model.safetensors").items()}  # fmt: skip
     model = TorchEncoder(WhisperConfig.from_pretrained(checkpoint)).eval()
     model.load_state_dict(state)
+    chance = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        single = model(mel).last_hidden_state.numpy()
+        rounded = [
+            mel,
+            *(mel * (1 + torch.empty_like(mel).uniform_(-1, 1, generator=chance) * 2**-24) for _ in range(5)),
+        ]
+        singles = [model(spectrogram).last_hidden_state.numpy() for spectrogram in rounded]
         double = model.double()(mel.double()).last_hidden_state.numpy()
     own = np.asarray(ours.mask)
     error = np.abs(ours.frames - double).max(axis=-1)[own]
-    theirs = np.abs(single - double).max(axis=-1)[own]
+    theirs = np.max([np.abs(single - double).max(axis=-1)[own] for single in singles], axis=0)
     ill = theirs > ENCODER_TOLERANCE
     print(f"{len(error)} frames, values up to {np.abs(double).max():.1f}: max error {error[~ill].max():.1e};")
     print(f"{ill.sum()} ill-conditioned: {error[ill]}, the reference's float32 itself {theirs[ill]}")
