@@ -154,7 +154,7 @@ class InitialWeights:
         pooled = [judge.pooled(params, corpus, every)]
         if spec.model.arch.warps_frequencies:
             self.display.line(f"hearing all utterances {_WARPED_COPIES} more times, with warped frequencies")
-            pooled += [judge.warped(params, corpus, every, copy) for copy in range(_WARPED_COPIES)]
+            pooled += judge.warped(params, corpus, every, _WARPED_COPIES)
         self.last.pooled = (wanted, pooled, audio)
         return pooled
 

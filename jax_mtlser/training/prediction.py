@@ -72,32 +72,32 @@ class Judge:
         evaluated = self._evaluated(params, corpus, rows)
         return _in_order(rows, ((planned, evaluation.pooled) for planned, evaluation in evaluated))
 
-    def warped(self, params: Any, corpus: Any, rows: Sequence[int], copy: int) -> Float32[np.ndarray, "N D"]:
+    def warped(self, params: Any, corpus: Any, rows: Sequence[int], copies: int) -> list[Float32[np.ndarray, "N D"]]:
         """What :meth:`pooled` gives of ``rows``, with frequencies warped as the encoder's ``frequency_warp`` says.
 
         Args:
             params: of the model.
             corpus: on the devices.
             rows: of the manifest.
-            copy: its number, from which the factors are drawn, batch by batch.
+            copies: how often; factors are drawn from each copy's number, batch by batch.
         """
         batches = plan_in_order(rows, self.source.buckets)
         self.steps.compile(None, names=("hear",), buckets=sorted({planned.bucket for planned in batches}))
-        keys = jax.random.split(jax.random.key(copy), len(batches))
         params = self.steps.ready(params)
-        heard = (
-            (planned, self.steps.hear(planned.bucket, params, batch, corpus, self.steps.put(key)))
-            for key, (planned, batch) in zip(keys, self._batches(rows), strict=True)
-        )
-        return _in_order(rows, heard)
+
+        def heard(copy: int) -> Iterator[tuple[PlannedBatch, Any]]:
+            keys = jax.random.split(jax.random.key(copy), len(batches))
+            for key, (planned, batch) in zip(keys, self._on_devices(batches), strict=True):
+                yield planned, self.steps.hear(planned.bucket, params, batch, corpus, self.steps.put(key))
+
+        return [_in_order(rows, heard(copy)) for copy in range(copies)]
 
     def _evaluated(self, params: Any, corpus: Any, rows: Sequence[int]) -> Iterator[tuple[PlannedBatch, Evaluation]]:
         params = self.steps.ready(params)
-        for planned, batch in self._batches(rows):
+        for planned, batch in self._on_devices(plan_in_order(rows, self.source.buckets)):
             yield planned, self.steps.evaluate(planned.bucket, params, batch, corpus)
 
-    def _batches(self, rows: Sequence[int]) -> Iterator[tuple[PlannedBatch, Any]]:
-        batches = plan_in_order(rows, self.source.buckets)
+    def _on_devices(self, batches: Sequence[PlannedBatch]) -> Iterator[tuple[PlannedBatch, Any]]:
         return prefetch(lambda planned: self.steps.put_batch(self.source.get(planned)), batches)
 
     def _prediction(self, row: int, part: Part, result: Any, place: int) -> Prediction:

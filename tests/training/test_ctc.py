@@ -349,15 +349,15 @@ def test_the_program_goes_over_the_frames_or_their_blocks_once(program, platform
 
 def test_the_value_alone_goes_over_the_frames_in_one_direction_and_keeps_nothing(platform):
     case = _speech(time=40, width=8)
-    programs = map(
-        functools.partial, (ctc_loss, _losses_and_gradient)
-    )  # jit keeps what it traced for the other platform
+    # Wrapped anew: jit keeps what it traced for the other platform.
+    programs = map(functools.partial, (ctc_loss, _losses_and_gradient))
     value, both = (jax.jit(program).lower(*case).as_text() for program in programs)
     assert ["tensor<2x8x17xf32>" in text for text in (value, both)] == [False, True]
-    # Of 3 blocks, none is gone through frame by frame but the last.
-    kept = {"cpu": "stablehlo.dynamic_update_slice", "gpu": "tensor<3x2x8x17xf32>"}[platform]
-    assert [kept in text for text in (value, both)] == [False, True]
-    assert "tensor<3x1x8x17xf32>" not in value
+    if platform == "cpu":
+        assert [text.count("stablehlo.dynamic_update_slice") for text in (value, both)] == [0, 1]
+    else:  # of 3 blocks, none is gone through frame by frame but the last
+        assert "tensor<3x2x8x17xf32>" in both
+        assert "tensor<3x1x8x17xf32>" not in value
 
 
 @pytest.mark.parametrize(
