@@ -37,7 +37,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from jax_mtlser import runtime
-from jax_mtlser.config import Freeze
+from jax_mtlser.config import Freeze, Moments
 from jax_mtlser.models import products
 from jax_mtlser.training import losses
 from jax_mtlser.training.program_report import Kernel, ProgramReport, part_of, program_report
@@ -62,6 +62,7 @@ class Shape:
         encoder: ``base`` or ``small``.
         ctc: ``own``, or ``optax``, which costs two loops over the frames.
         plain: textbook formulas, see :class:`~jax_mtlser.config.TrainingConfig`.
+        moments: see :class:`~jax_mtlser.config.OptimizerConfig`.
     """
 
     batch: int = workload.BATCH_SIZE
@@ -76,6 +77,7 @@ class Shape:
     encoder: str = "base"
     ctc: str = "own"
     plain: bool = False
+    moments: Moments = Moments.FLOAT32
 
 
 # What differs from the options given.
@@ -91,6 +93,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "scanned layers": {"scan_layers": True},
     "accumulated": {"accumulation_steps": 2},
     "audio in the batch": {"resident": False},
+    "bfloat16 moments": {"moments": Moments.BFLOAT16},
 }
 
 
@@ -205,7 +208,7 @@ def compile_step(shape: Shape, target: str) -> tuple[Any, float]:
     steps = workload.compiled_steps(
         arch, buckets, jnp.dtype(shape.precision), freeze=shape.freeze, lora_rank=shape.lora_rank, remat=shape.remat,
         scan_layers=shape.scan_layers, accumulation_steps=shape.accumulation_steps, resident_samples=resident,
-        plain=shape.plain, mesh=mesh_of(target),
+        plain=shape.plain, moments=shape.moments, mesh=mesh_of(target),
     )  # fmt: skip
     ctc_loss = optax.ctc_loss if shape.ctc == "optax" else losses.ctc_loss
     platform = "gpu" if target == "h200" else "cpu"
@@ -224,7 +227,7 @@ def figures(name: str, shape: Shape, report: ProgramReport, seconds: float) -> d
     for kernel in report.kernels:
         parts[part_of(kernel.op_name)][0] += kernel.launches
         parts[part_of(kernel.op_name)][1] += kernel.bytes_total
-    settings = dataclasses.asdict(shape) | {"freeze": shape.freeze.value}
+    settings = dataclasses.asdict(shape) | {"freeze": shape.freeze.value, "moments": shape.moments.value}
     largest = sorted(report.kernels, key=lambda kernel: -kernel.bytes_total)[:LARGEST]
     return {
         "variant": name,

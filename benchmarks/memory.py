@@ -16,7 +16,7 @@ from typing import Any
 import common
 import workload
 
-from jax_mtlser.config import Freeze
+from jax_mtlser.config import Freeze, Moments
 from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.models.flops import training_macs
 
@@ -32,6 +32,7 @@ class Variant:
     lora_rank: int = 0
     remat: bool = False
     scan_layers: bool = False
+    moments: Moments = Moments.FLOAT32
 
 
 VARIANTS = {
@@ -39,6 +40,7 @@ VARIANTS = {
     "remat": Variant(remat=True),
     "scan_layers + remat": Variant(remat=True, scan_layers=True),
     "frozen feature encoder": Variant(freeze=Freeze.FEATURE_ENCODER),
+    "bfloat16 moments": Variant(moments=Moments.BFLOAT16),
     f"LoRA, rank {LORA_RANK}": Variant(freeze=Freeze.ENCODER, lora_rank=LORA_RANK),
 }
 
@@ -73,6 +75,7 @@ def measure(shapes: workload.Shapes, variant: Variant) -> list[dict[str, Any]]:
     steps = workload.compiled_steps(
         shapes.arch, shapes.buckets, shapes.dtype,
         freeze=variant.freeze, lora_rank=variant.lora_rank, remat=variant.remat, scan_layers=variant.scan_layers,
+        moments=variant.moments,
     )  # fmt: skip
     steps.compile(workload.knobs(), names=("train",))
     rows = []

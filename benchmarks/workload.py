@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jax_mtlser.architecture import EncoderArchitecture, EncoderFamily, Wav2Vec2Architecture
-from jax_mtlser.config import AudioConfig, Freeze, OptimizerConfig, Precision, TaskWeights
+from jax_mtlser.config import AudioConfig, Freeze, Moments, OptimizerConfig, Precision, TaskWeights
 from jax_mtlser.corpora.manifest import read_manifest
 from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.data.batch_plan import Buckets, make_buckets
@@ -360,6 +360,7 @@ def compiled_steps(
     frozen: FrozenPart = FrozenPart.NOTHING,
     accumulation_steps: int = 1,
     plain: bool = False,
+    moments: Moments = Moments.FLOAT32,
     mesh: Mesh | None = None,
     members: int = 1,
 ) -> CompiledSteps:
@@ -374,6 +375,7 @@ def compiled_steps(
         resident_frames, frozen: length of a corpus of frames instead, and what they are.
         accumulation_steps: parts of a batch.
         plain: see :class:`~jax_mtlser.config.TrainingConfig`.
+        moments: see :class:`~jax_mtlser.config.OptimizerConfig`.
         mesh: devices; None for one of this machine's.
         members: trainings in one step.
     """
@@ -390,7 +392,7 @@ def compiled_steps(
     )
     spec = StepSpec(
         model,
-        OptimizerConfig(),
+        OptimizerConfig(moments=moments),
         normalize_waveform=arch.family is not EncoderFamily.WHISPER,
         freeze=freeze,
         accumulation_steps=accumulation_steps,

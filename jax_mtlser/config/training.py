@@ -8,6 +8,7 @@ __all__ = [
     "CtcNormalization",
     "HeadMode",
     "LearningRateSchedule",
+    "Moments",
     "OptimizerConfig",
     "Precision",
     "Residency",
@@ -32,6 +33,13 @@ class LearningRateSchedule(enum.Enum):
     CONSTANT = "constant"
     LINEAR = "linear"  # down to zero at the last step
     COSINE = "cosine"  # down to zero at the last step
+
+
+class Moments(enum.Enum):
+    """Type in which AdamW's two moments are kept between steps."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"  # 8 instead of 12 bytes for a parameter and its moments; rounded at random
 
 
 class CtcNormalization(enum.Enum):
@@ -154,6 +162,7 @@ class OptimizerConfig:
             and falls in the steps that are left.
         clip_norm: largest global gradient norm; None: no clipping.
         decay_biases_and_norms: apply weight decay to vectors too, as ``torch.optim.AdamW`` does.
+        moments: for encoders, or populations, that would not fit into memory otherwise.
     """
 
     learning_rate: float = 1e-5
@@ -168,6 +177,7 @@ class OptimizerConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     clip_norm: float | None = 1.0
+    moments: Moments = Moments.FLOAT32
 
 
 @dataclasses.dataclass(kw_only=True)

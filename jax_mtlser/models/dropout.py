@@ -1,17 +1,12 @@
-"""Dropout whose random numbers cost a few operations each, so that they are computed where they are needed.
-
-``jax.random``'s generator takes over a hundred operations per number, more than most layers spend on an entry. Which
-entries are dropped needs less: a hash of the entry's place, keyed by two words that do come from ``jax.random``. Nothing
-is read or stored for it, the backward pass computes it again, and an entry's number depends on its place alone, not on
-devices or on other members of a population.
-"""
+"""Dropout whose random numbers are hashes (``random_bits``): the backward pass computes them again instead of keeping them."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt32
+
+from jax_mtlser.models.random_bits import random_bits
 
 __all__ = ["dropout", "dropout_factor", "dropout_words", "recomputed"]
 
@@ -60,18 +55,4 @@ _dropped.defvjp(_dropped_forward, _dropped_backward)
 
 def _kept(words: UInt32[Array, " K"], share: float, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
     """True in a random ``share`` of the entries."""
-    places = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    # Twice, with a word before each: one round of a known function could be undone, and two keys of neighbouring
-    # values would give the same numbers one place apart.
-    numbers = _mixed(_mixed(places + words[0]) ^ words[1])
-    return numbers < jnp.uint32(min(round(share * 2**32), 2**32 - 1))
-
-
-def _mixed(x: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
-    """A bijection in which every input bit turns every output bit in half of all cases.
-
-    Source: the "lowbias32" construction of Wellons, with the constants that TheIronBorn found (exact bias 0.107).
-    """
-    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)
-    return x ^ (x >> 15)
+    return random_bits(words, shape) < jnp.uint32(min(round(share * 2**32), 2**32 - 1))

@@ -2,18 +2,21 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt32
 
 from jax_mtlser.architecture import EncoderArchitecture
-from jax_mtlser.config import Freeze, LearningRateSchedule, OptimizerConfig
+from jax_mtlser.config import Freeze, LearningRateSchedule, Moments, OptimizerConfig
 from jax_mtlser.models import products
 from jax_mtlser.models.layers import LORA_PARAMETERS
+from jax_mtlser.models.random_bits import random_bits
 
 __all__ = ["Rates", "Trainable", "global_norm", "gradient_transform", "merge", "schedule", "split"]
 
@@ -106,13 +109,55 @@ def merge(trainable: Params, frozen: Params) -> Params:
 def gradient_transform(config: OptimizerConfig) -> optax.GradientTransformation:
     """AdamW up to the learning rate, which :meth:`~jax_mtlser.training.stacks.Layout.scaled` multiplies in."""
     decayed = None if config.decay_biases_and_norms else functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.eps)
     parts = [
-        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        adam if config.moments is Moments.FLOAT32 else _with_bfloat16_moments(adam),
         optax.add_decayed_weights(config.weight_decay, decayed),
     ]
     if config.clip_norm is not None:
         parts.insert(0, _clip(config.clip_norm))
     return optax.chain(*parts)
+
+
+def _with_bfloat16_moments(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same with both moments kept in bfloat16 from one step to the next; a step computes in float32.
+
+    They are rounded at random. To the nearest value, a second moment would stand still: a step changes it by a thousandth
+    (one minus beta2), and neighbours in bfloat16 lie four to eight thousandths apart.
+    """
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        state: Any = adam.init(params)
+        return state._replace(mu=_cast(state.mu, jnp.bfloat16), nu=_cast(state.nu, jnp.bfloat16))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        exact = state._replace(mu=_cast(state.mu, jnp.float32), nu=_cast(state.nu, jnp.float32))
+        updates, after = adam.update(updates, exact, params)
+        words = jax.random.key_data(jax.random.fold_in(jax.random.key(0), after.count))
+        leaves, structure = jax.tree.flatten(after.mu)
+        ends = itertools.accumulate((leaf.size for leaf in leaves), initial=0)
+        firsts = jax.tree.unflatten(structure, list(ends)[:-1])
+
+        def rounded(moments: Any, shift: int) -> Any:
+            # Of 32 bits for a parameter, 16 for each of its moments.
+            round_ = lambda x, first: _rounded(x, (random_bits(words, x.shape, first) >> shift) & 0xFFFF)
+            return jax.tree.map(round_, moments, firsts)
+
+        return updates, after._replace(mu=rounded(after.mu, 0), nu=rounded(after.nu, 16))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _cast(tree: Any, dtype: DTypeLike) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def _rounded(x: Float[Array, "*shape"], bits: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """In bfloat16: one of the two neighbours, such that the mean over all bits (0 to 65,535) is the number itself."""
+    # The upper half of a float32 is a bfloat16; what a sum carries over from the lower half goes to the next one.
+    upper = (jax.lax.bitcast_convert_type(x, jnp.uint32) + bits) >> 16
+    neighbour = jax.lax.bitcast_convert_type(upper.astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), neighbour, x.astype(jnp.bfloat16))
 
 
 def global_norm(tree: Any) -> Float[Array, ""]:

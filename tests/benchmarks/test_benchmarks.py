@@ -155,12 +155,13 @@ def test_memory(run):
 def test_memory_of_every_variant(run):
     result, _ = run("memory", *TINY, "--seconds", "0.5", "2", "--batch-size", "2")
     rows = {(row["variant"], row["bound_seconds"]): row for row in result["megabytes"]}
-    assert len(rows) == 2 * 5
+    assert len(rows) == 2 * 6
     for (variant, seconds), row in rows.items():
         if seconds == 2:
             assert row["total"] > rows[variant, 0.5]["total"]
     # Frozen parameters have no moments.
     assert rows["LoRA, rank 8", 2]["arguments"] < rows["plain", 2]["arguments"]
+    assert rows["bfloat16 moments", 2]["arguments"] < rows["plain", 2]["arguments"]
     assert rows["frozen feature encoder", 2]["temporary"] < rows["plain", 2]["temporary"]
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jax_mtlser.architecture import Wav2Vec2Architecture
-from jax_mtlser.config import Freeze, LearningRateSchedule, OptimizerConfig
+from jax_mtlser.config import Freeze, LearningRateSchedule, Moments, OptimizerConfig
 from jax_mtlser.training.optimizer import Rates, Trainable, global_norm, gradient_transform, merge, schedule, split
 from jax_mtlser.training.stacks import Layout
 
@@ -68,6 +68,59 @@ def test_five_steps_equal_pytorchs_adamw_and_clipping():
         stacks = optax.apply_updates(stacks, layout.scaled(updates, rates(0.01, 0.01), jnp.float32(1), jnp.float32(1)))
     for ours, other in zip(structure.flatten_up_to(layout.unpack(stacks)), theirs, strict=True):
         np.testing.assert_allclose(ours, other.detach().numpy(), rtol=2e-5, atol=1e-6)
+
+
+def adam_state(moments: Moments, gradients: list[dict], before: int = 0) -> optax.ScaleByAdamState:
+    """Moments after a step with each of the gradients, and steps ``before`` them with gradients of zero."""
+    transform = gradient_transform(OptimizerConfig(moments=moments, clip_norm=None))
+    adam, *others = transform.init(gradients[0])
+    state = (adam._replace(count=adam.count + before), *others)
+    update = jax.jit(lambda gradient, state: transform.update(gradient, state, gradient)[1])
+    for gradient in gradients:
+        state = update(gradient, state)
+    return state[0]
+
+
+def test_moments_in_bfloat16_are_rounded_to_a_neighbour_and_right_on_average():
+    gradients = {"matrix": jnp.full((300, 200), 0.737), "vector": jnp.full((40_000,), -1.3e-4)}
+    exact = adam_state(Moments.FLOAT32, [gradients])
+    compact = adam_state(Moments.BFLOAT16, [gradients])
+    for kind in ("mu", "nu"):
+        for name in gradients:
+            rounded = getattr(compact, kind)[name]
+            assert rounded.dtype == jnp.bfloat16
+            values = np.asarray(rounded.astype(jnp.float32), np.float64)
+            value = float(getattr(exact, kind)[name].ravel()[0])
+            neighbours, counts = np.unique(values, return_counts=True)
+            assert len(neighbours) == 2
+            assert neighbours[0] < value < neighbours[1]
+            assert np.diff(neighbours) < 0.008 * abs(value)
+            share = (value - neighbours[0]) / np.diff(neighbours)[0]
+            assert abs(counts[1] / values.size - share) < 4 * np.sqrt(share * (1 - share) / values.size)
+
+
+def test_moments_in_bfloat16_follow_gradients_that_become_smaller():
+    large, small = ({"matrix": jnp.full((100, 100), value)} for value in (1.0, 0.1))
+    gradients = [large] * 100 + [small] * 500
+    exact, compact = (adam_state(moments, gradients) for moments in Moments)
+    nu, expected = np.asarray(compact.nu["matrix"], np.float32), float(exact.nu["matrix"][0, 0])
+    # To the nearest value, it would stay where it was after the large ones.
+    assert expected < 0.7 * float(adam_state(Moments.FLOAT32, [large] * 100).nu["matrix"][0, 0])
+    assert nu.mean() == pytest.approx(expected, rel=0.01)
+    assert nu.std() < 0.1 * expected
+
+
+def test_no_two_parameters_moments_or_steps_are_rounded_alike():
+    gradients = {name: jnp.full((50, 400), 0.737) for name in ("first", "second")}
+    states = [adam_state(Moments.BFLOAT16, [gradients], before) for before in (0, 1, 1000)]
+    draws = [
+        (leaf > jnp.mean(leaf, dtype=jnp.float32)).ravel()
+        for state in states
+        for kind in (state.mu, state.nu)
+        for leaf in kind.values()
+    ]
+    correlations = np.corrcoef(np.array(draws))[np.triu_indices(len(draws), 1)]
+    assert np.abs(correlations).max() < 5 / np.sqrt(draws[0].size)
 
 
 @pytest.mark.parametrize("shape", [(64, 1000), (7, 3), (16,), ()])

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from small_training import ARCH, ROWS, SIZES, corpus, knobs
 
-from jax_mtlser.config import Freeze, LearningRateSchedule, OptimizerConfig, Residency
+from jax_mtlser.config import Freeze, LearningRateSchedule, Moments, OptimizerConfig, Residency
 from jax_mtlser.data.batch_plan import PlannedBatch, make_buckets, plan_epoch
 from jax_mtlser.data.batches import BatchSource
 from jax_mtlser.models.layers import LORA_PARAMETERS, Lora
 from jax_mtlser.models.multitask import MultitaskModel
 from jax_mtlser.models.transformer import EncoderOptions
+from jax_mtlser.training.checkpoint import TrainingCheckpoints
 from jax_mtlser.training.sharding import CompiledSteps, make_mesh
 from jax_mtlser.training.step import StepSpec
 
@@ -39,7 +40,8 @@ class Setting:
         )  # fmt: skip
         self.source = BatchSource.create(audio, targets or all_targets, self.buckets, residency)
         model = MultitaskModel(arch, SIZES, changes.pop("options", EncoderOptions()))
-        spec = StepSpec(model, OPTIMIZER, normalize_waveform=True, accumulation_steps=accumulation, **changes)
+        optimizer = changes.pop("optimizer", OPTIMIZER)
+        spec = StepSpec(model, optimizer, normalize_waveform=True, accumulation_steps=accumulation, **changes)
         resident = len(audio.samples) + self.buckets.bounds[-1] if self.source.on_device else None
         if key not in _compiled:
             steps = CompiledSteps(spec, self.buckets, make_mesh(devices), resident_samples=resident)
@@ -114,6 +116,27 @@ def test_heads_learn_alone_until_the_encoder_starts():
     assert all(largest_difference(one, other) > 0 for one, other in itertools.pairwise(states))
     assert reported[:2] == [0.0, 0.0]
     assert reported[2] > 0
+
+
+def test_with_moments_in_bfloat16_a_saved_training_goes_on_to_the_same_bits(tmp_path):
+    setting = Setting(optimizer=dataclasses.replace(OPTIMIZER, moments=Moments.BFLOAT16))
+    first, second, _ = plan_epoch(range(ROWS), setting.buckets, seed=0, epoch=0)
+    setting.run(first)
+    moments = [leaf for leaf in jax.tree.leaves(setting.state.opt_state) if leaf.ndim]
+    assert {leaf.dtype for leaf in moments} == {jnp.dtype(jnp.bfloat16)}
+    checkpoints = TrainingCheckpoints(tmp_path / "checkpoints")
+    try:
+        checkpoints.save(setting.state, {"step": 1})
+        checkpoints.wait()
+        metrics = setting.run(second)
+        expected = jax.device_get(setting.state.params)
+        setting.state = checkpoints.restore_latest(setting.state).state
+    finally:
+        checkpoints.close()
+    assert setting.run(second).loss == metrics.loss
+    assert largest_difference(setting.state.params, expected) == 0.0
+    # The first step's moments are those of one gradient, so their rounding is all that differs.
+    assert metrics.loss == pytest.approx(plain()[0][1].loss, rel=1e-2)
 
 
 def test_changing_the_weights_compiles_nothing_and_scales_the_loss():
