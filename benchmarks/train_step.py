@@ -8,8 +8,9 @@ gradient clipping and AdamW.
 
 - **L0, as the paper**: transformers' model in float32, batches of 8 at random, padded to their longest by the feature
   extractor from Python lists, inside the step. What this loading takes is stated too.
-- **L1, tuned**: bfloat16 autocast, SDPA attention, fused AdamW, batches of 8 grouped by length, on the device before
-  their step, as if workers hid all loading.
+- **L1, tuned**: bfloat16 autocast where ours takes bfloat16 too (on a processor that is slow at it, both are better off with
+  float32), SDPA attention, fused AdamW, batches of 8 grouped by length, on the device before their step, as if workers hid
+  all loading.
 - **L2, best**: L1 over the same length buckets as ours (static shapes); on a GPU each bucket compiled with CUDA graphs.
 - **ours**: the package's own training step over its own plan, its batches made by the loop's own prefetching thread.
 - **ours, N folds together** (on a GPU): the same with N trainings in one program, as ``training.population`` runs them, each
@@ -26,13 +27,14 @@ and ends: five such processes at once leave torch's and JAX's caches on disk, fr
 ``--without-l2`` leaves out what PyTorch compiles, most of the time that it all takes.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +44,12 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.attention
-import transformers
 import workload
+from sides import Corpus, Ours, Theirs
 
 from jax_mtlser import runtime
-from jax_mtlser.config import TaskWeights
 from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.data.batch_plan import FILL, PlannedBatch, plan_epoch, plan_together
-from jax_mtlser.data.batches import Batch, BatchSource, prefetch
-from jax_mtlser.models.flops import forward_macs
-from jax_mtlser.training.sharding import CompiledSteps
 
 Attention = torch.nn.attention.SDPBackend
 FOLDS = 10
@@ -104,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lengths", type=Path, help="NPZ with samples per utterance; default: a log-normal law")
     parser.add_argument("--encoder", choices=("base", "small"), default="base")
     parser.add_argument("--utterances", type=int, help="of the lengths, spread evenly; default: all")
-    parser.add_argument("--compile-only", metavar="I/N", help="compile a part of all programs into the caches, and end")
+    parser.add_argument(
+        "--compile-only", metavar="I/N", type=share, help="compile a part of all programs into the caches, and end"
+    )
     parser.add_argument("--without-l2", action="store_true", help="nothing that PyTorch compiles")
     options = parser.parse_args(arguments)
     runtime.tune_allocator()
@@ -114,8 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lengths = workload.thinned(workload.lengths(options.lengths), options.utterances)
     corpus = Corpus.create(lengths, options.encoder)
     if options.compile_only:
-        part, parts = map(int, options.compile_only.split("/"))
-        compile_part(corpus, preset, part - 1, parts, l2=not options.without_l2)
+        compile_part(corpus, preset, *options.compile_only, l2=not options.without_l2)
         return
     fixed = step_without_padding(corpus, preset, compiled=not options.without_l2)
     print(
@@ -132,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **dataclasses.asdict(preset), "preset": options.preset, "encoder": options.encoder,
             "lengths": workload.lengths_name(options.lengths), "utterances": len(lengths),
             "batch_size": workload.BATCH_SIZE, "threads": torch.get_num_threads(), "dropout": 0.1,
+            "tuned_precision": corpus.fast,
         },
         "step_without_padding": fixed,
         "epoch": epoch,
@@ -149,35 +149,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common.write(options.output, name, result, to_table(result))
 
 
+def share(text: str) -> tuple[int, int]:
+    """``I/N``: the I-th of N shares, counted from 1."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N, such as 1/5")
+    return int(part), int(parts)
+
+
 def together_name(fast: str, preset: Preset) -> str:
     """The side on which several folds train in one program."""
     return f"{fast}, {preset.folds} folds together"
-
-
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Utterances, our shapes for them, and the architecture.
-
-    Attributes:
-        fast: the compute type that the package chooses on this machine.
-    """
-
-    arch: Any
-    audio: Any
-    targets: Any
-    buckets: Any
-    fast: str
-
-    @classmethod
-    def create(cls, lengths: np.ndarray, encoder: str) -> "Corpus":
-        arch = dataclasses.replace(workload.encoder(encoder), layerdrop=0.0, apply_spec_augment=False)
-        audio, targets = workload.synthetic_audio(lengths), workload.targets(lengths)
-        buckets = workload.buckets_for(lengths, targets, arch)
-        return cls(arch, audio, targets, buckets, jnp.dtype(workload.compute_dtype("auto")).name)
-
-    def macs(self, num_samples: int) -> float:
-        """Multiply-accumulates of the encoder's forward pass."""
-        return float(sum(forward_macs(self.arch, int(num_samples)).values()))
 
 
 def matmul_rate(dtype: Any) -> float:
@@ -187,201 +169,6 @@ def matmul_rate(dtype: Any) -> float:
     product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32).astype(dtype))
     times = common.take_turns({"product": lambda: jax.block_until_ready(product(x, x))}, 10)
     return 2.0 * size**3 / min(times["product"])
-
-
-# --- The two sides -----------------------------------------------------------------------------------------
-
-
-Turn = tuple[PlannedBatch, ...]  # of all members, in the same bucket
-
-
-class Ours:
-    """The package's own training and evaluation steps over a corpus' shapes, with the corpus on the device.
-
-    Args:
-        only: buckets whose programs are compiled; default: all.
-        members: trainings in one step.
-    """
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        dtype: str,
-        names: Sequence[str],
-        preset: Preset | None = None,
-        only: Sequence[int] | None = None,
-        members: int = 1,
-    ) -> None:
-        buckets = corpus.buckets
-        self.source = BatchSource(corpus.audio, corpus.targets, buckets, on_device=True)
-        resident = self.source.resident_corpus()
-        shapes = zip(buckets.batch_sizes, buckets.bounds, strict=True)
-        parts = [preset.parts(rows, bound) if preset else 1 for rows, bound in shapes]
-        started = time.perf_counter()
-        by_parts: dict[int, CompiledSteps] = {}
-        for count in sorted(set(parts)):
-            by_parts[count] = workload.compiled_steps(
-                corpus.arch,
-                buckets,
-                getattr(jnp, dtype),
-                resident_samples=len(resident),
-                accumulation_steps=count,
-                members=members,
-            )
-            own = [
-                bucket for bucket, wanted in enumerate(parts) if wanted == count and (only is None or bucket in only)
-            ]
-            by_parts[count].compile(workload.knobs(), names=names, buckets=own)
-        self.compile_seconds = time.perf_counter() - started
-        self.steps = [by_parts[count] for count in parts]
-        first = self.steps[0]
-        self.knobs, self.corpus = first.together([first.put(workload.knobs())] * members), first.put(resident)
-        states = [workload.initial_state(first, seed) for seed in range(members)]
-        # Evaluation casts kernels once for all of its batches.
-        self.params, self.state = first.ready(states[0].params), first.together(states)
-
-    def run(self, turns: Sequence[Turn]) -> None:
-        """Training steps in a row, as the training loop runs them."""
-        for turn, batch in prefetch(self._batches, turns):
-            bucket = turn[0].bucket
-            self.state, metrics = self.steps[bucket].train(bucket, self.state, batch, self.knobs, self.corpus)
-        jax.block_until_ready((self.state, metrics))
-
-    def evaluate(self, planned: PlannedBatch) -> None:
-        """Evaluate one batch and wait for it."""
-        jax.block_until_ready(self._evaluated(planned, self._batch(planned)))
-
-    def score(self, plan: Sequence[PlannedBatch]) -> list[Any]:
-        """Everything that evaluation gives of every batch, on the host."""
-        return jax.device_get([self._evaluated(*ready) for ready in prefetch(self._batch, plan)])
-
-    def _evaluated(self, planned: PlannedBatch, batch: Batch) -> Any:
-        return self.steps[planned.bucket].evaluate(planned.bucket, self.params, batch, self.corpus)
-
-    def _batch(self, planned: PlannedBatch) -> Batch:
-        return self.steps[planned.bucket].put_batch(self.source.get(planned))
-
-    def _batches(self, turn: Turn) -> Batch:
-        return self.steps[turn[0].bucket].put_batches([self.source.get(planned) for planned in turn])
-
-
-class Theirs(torch.nn.Module):
-    """transformers' model with the same heads, and one optimizer step on it."""
-
-    def __init__(self, corpus: Corpus, *, autocast: bool, compiled: bool = False) -> None:
-        super().__init__()
-        arch = corpus.arch
-        config = transformers.Wav2Vec2Config(
-            hidden_size=arch.hidden_size, num_hidden_layers=arch.num_hidden_layers,
-            num_attention_heads=arch.num_attention_heads, intermediate_size=arch.intermediate_size,
-            conv_dim=arch.conv_dim, num_conv_pos_embeddings=arch.num_conv_pos_embeddings,
-            num_conv_pos_embedding_groups=arch.num_conv_pos_embedding_groups, layerdrop=0.0, apply_spec_augment=False,
-            mask_time_prob=0.0, feat_proj_dropout=arch.feat_proj_dropout, attn_implementation="sdpa",
-        )  # fmt: skip
-        self.device_name = "cuda" if torch.cuda.is_available() else "cpu"
-        self.encoder = transformers.Wav2Vec2Model(config)
-        sizes = {"emotion": workload.EMOTIONS, "gender": workload.GENDERS, "speaker": workload.SPEAKERS}
-        self.heads = torch.nn.ModuleDict({k: torch.nn.Linear(arch.hidden_size, n) for k, n in sizes.items()})
-        self.ctc = torch.nn.Linear(arch.hidden_size, workload.SYMBOLS + 1)
-        self.dropout = torch.nn.Dropout(0.1)
-        self.to(self.device_name).train()
-        self._unbroken()
-        self.autocast = autocast
-        fused = {"fused": True} if autocast else {}
-        self.optimizer = torch.optim.AdamW(self.parameters(), lr=1e-5, **fused)
-        self.extractor = transformers.Wav2Vec2FeatureExtractor()
-        self.forward_loss = self.loss
-        if compiled:
-            # Every shape is compiled for itself, however many there are, and as a whole: otherwise torch would, without
-            # an error, compile the second for any shape, run the ninth uncompiled, and leave gaps between graphs.
-            torch._dynamo.config.recompile_limit = 64
-            self.forward_loss = torch.compile(self.loss, mode="reduce-overhead", dynamic=False, fullgraph=True)
-
-    def loss(self, audio: Any, frames: Any, classes: dict[str, Any]) -> tuple[Any, Any]:
-        """Sum of the classification losses, and the log-probabilities for CTC."""
-        hidden = self.encoder(audio).last_hidden_state
-        mask = (torch.arange(hidden.shape[1], device=hidden.device)[None] < frames[:, None])[..., None]
-        pooled = self.dropout((hidden * mask).sum(1) / mask.sum(1))
-        shares = dict(zip(("emotion", "gender", "speaker"), (1.0, *_weights()[:2]), strict=True))
-        total = sum(
-            share * torch.nn.functional.cross_entropy(self.heads[task](pooled).float(), classes[task])
-            for task, share in shares.items()
-        )
-        return total, self.ctc(self.dropout(hidden)).float().log_softmax(-1).transpose(0, 1)
-
-    def run(self, batches: Iterable[dict[str, Any]], parts: Callable[[int, int], int] = lambda *_: 1) -> None:
-        """Training steps in a row; ``parts`` tells in how many parts a batch is worked through."""
-        for tensors in batches:
-            self._step(tensors, parts(*tensors["audio"].shape))
-        self._wait()
-
-    def _step(self, tensors: dict[str, Any], parts: int) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        for part in range(parts):
-            rows = slice(part, None, parts)
-            classes = {task: labels[rows] for task, labels in tensors["classes"].items()}
-            with torch.autocast(self.device_name, torch.bfloat16, enabled=self.autocast):
-                loss, symbols = self.forward_loss(tensors["audio"][rows], tensors["frames"][rows], classes)
-            # Lengths on the CPU: on a GPU that is what the native kernel wants.
-            loss = loss + _weights()[2] * torch.nn.functional.ctc_loss(
-                symbols, tensors["transcript"][rows], tensors["frames_host"][rows], tensors["transcript_lengths"][rows]
-            )
-            (loss / parts).backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
-        self.optimizer.step()
-
-    def evaluate(self, batches: Iterable[dict[str, Any]]) -> None:
-        """Evaluate batches in a row."""
-        self.eval()
-        with torch.inference_mode(), torch.autocast(self.device_name, torch.bfloat16, enabled=self.autocast):
-            for tensors in batches:
-                self.forward_loss(tensors["audio"], tensors["frames"], tensors["classes"])
-        self._wait()
-        self.train()
-        self._unbroken()
-
-    def _unbroken(self) -> None:
-        """Spare torch.compile two breaks of its graph; neither changes what is computed.
-
-        transformers draws LayerDrop on the host, also at a rate of 0, unless this module alone is told to evaluate (its
-        children decide about dropout themselves), and asks for the gradient of the samples, for checkpointing only.
-        """
-        self.encoder.encoder.training = False
-        self.encoder.feature_extractor._requires_grad = False
-
-    def _wait(self) -> None:
-        if self.device_name == "cuda":
-            torch.cuda.synchronize()
-
-    def tensors(self, corpus: Corpus, rows: np.ndarray, padded: int | None, *, lists: bool) -> dict[str, Any]:
-        """A batch: by the feature extractor from Python lists, or from arrays."""
-        clips = [corpus.audio[int(row)].astype(np.float32) / 32768 for row in rows]
-        if lists:
-            clips = [clip.tolist() for clip in clips]
-            audio = self.extractor(clips, sampling_rate=SAMPLE_RATE, padding=True, return_tensors="pt").input_values
-        else:
-            audio = torch.zeros(len(rows), padded or max(map(len, clips)))
-            for place, clip in enumerate(clips):
-                audio[place, : len(clip)] = torch.from_numpy((clip - clip.mean()) / np.sqrt(clip.var() + 1e-7))
-        frames = torch.from_numpy(np.asarray(corpus.arch.num_frames(corpus.audio.lengths[rows])))
-        targets = corpus.targets
-        widest = int(targets.transcript_lengths[rows].max())
-        return {
-            "audio": audio.to(self.device_name),
-            "frames": frames.to(self.device_name),
-            "frames_host": frames,
-            "classes": {
-                task: torch.from_numpy(getattr(targets, task)[rows].astype(np.int64)).to(self.device_name)
-                for task in ("emotion", "gender", "speaker")
-            },
-            "transcript": torch.from_numpy(targets.transcript[rows, :widest].astype(np.int64)).to(self.device_name),
-            "transcript_lengths": torch.from_numpy(targets.transcript_lengths[rows].astype(np.int64)),
-        }
-
-
-def _weights() -> tuple[float, float, float]:
-    weights = TaskWeights()
-    return weights.alpha, weights.beta, weights.gamma
 
 
 # --- Measurements ------------------------------------------------------------------------------------------
@@ -399,7 +186,9 @@ def step_without_padding(corpus: Corpus, preset: Preset, *, compiled: bool) -> d
         compile_seconds[f"ours {dtype}"] = round(ours.compile_seconds, 1)
         training[f"ours {dtype}"] = lambda ours=ours: ours.run([(planned,)] * preset.in_a_row)
         forward[f"ours {dtype}"] = lambda ours=ours: ours.score([planned] * preset.in_a_row)
-    theirs_of = {"float32": (False, False), "bfloat16": (True, False)}
+    theirs_of = {"float32": (False, False)}
+    if corpus.fast == "bfloat16":
+        theirs_of["bfloat16"] = (True, False)
     if compiled and torch.cuda.is_available():
         theirs_of["compiled bfloat16"] = (True, True)
     for name, (autocast, whole) in theirs_of.items():
@@ -467,7 +256,7 @@ def without_padding(corpus: Corpus, preset: Preset) -> Corpus:
 
 
 def compile_part(corpus: Corpus, preset: Preset, part: int, parts: int, *, l2: bool) -> None:
-    """Compile every so many of the programs that are measured, from the ``part``-th."""
+    """Compile every so many of the programs that are measured, from the ``part``-th, counted from 1."""
 
     @functools.cache
     def their_side() -> Theirs:
@@ -481,7 +270,7 @@ def compile_part(corpus: Corpus, preset: Preset, part: int, parts: int, *, l2: b
     flat = without_padding(corpus, preset)
     programs: list[Callable[[], object]] = [
         *(
-            functools.partial(Ours, corpus, corpus.fast, ("train",), preset, [bucket], members)
+            functools.partial(Ours, corpus, corpus.fast, ("train",), preset.parts, [bucket], members)
             for members in sorted({preset.folds, 1}, reverse=True)
             for bucket in range(len(corpus.buckets))
         ),
@@ -492,7 +281,7 @@ def compile_part(corpus: Corpus, preset: Preset, part: int, parts: int, *, l2: b
             lambda: their_side().run([their_side().tensors(flat, np.arange(preset.batch), None, lists=False)]),
             *(functools.partial(bucket_of_theirs, bucket) for bucket in range(len(corpus.buckets))),
         ]
-    for build in programs[part::parts]:
+    for build in programs[part - 1 :: parts]:
         build()
 
 
@@ -507,7 +296,7 @@ def epoch_throughput(corpus: Corpus, preset: Preset, *, l2: bool) -> dict[str, d
     grouped = in_groups(workload.length_grouped(lengths, workload.BATCH_SIZE, order))
     longest = lambda rows: int(lengths[rows].max())
 
-    paper, tuned = Theirs(corpus, autocast=False), Theirs(corpus, autocast=True)
+    paper, tuned = Theirs(corpus, autocast=False, fused=False), Theirs(corpus, autocast=corpus.fast == "bfloat16")
     gpu = torch.cuda.is_available()
     best = Theirs(corpus, autocast=True, compiled=True) if gpu and l2 else tuned  # the same but for the data
     loading: list[float] = []
@@ -542,7 +331,7 @@ def epoch_throughput(corpus: Corpus, preset: Preset, *, l2: bool) -> dict[str, d
     compile_seconds = {}
     fast = f"ours {corpus.fast}"
     for members, name in {preset.folds: together_name(fast, preset), 1: fast}.items():  # one fold: no side of its own
-        ours = Ours(corpus, corpus.fast, ("train",), preset, members=members)
+        ours = Ours(corpus, corpus.fast, ("train",), preset.parts, members=members)
         compile_seconds[name] = round(ours.compile_seconds, 1)
         parts = [every[order % FOLDS != fold] for fold in range(members)] if members > 1 else [every]
         sides[name] = Side(
@@ -637,7 +426,8 @@ def to_table(result: dict[str, Any]) -> str:
         + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in fixed.items() if "speedup" in key)
         + ".",
         "",
-        f"An epoch over {settings['utterances']} utterances ({settings['lengths']}), {settings['steps']} steps measured:",
+        f"An epoch over {settings['utterances']} utterances ({settings['lengths']}), {settings['steps']} steps measured; L1 and "
+        f"L2 in {settings['tuned_precision']}:",
         "",
         common.table(
             ("side", "utterances/s", "padded / true", "ours is faster by"),

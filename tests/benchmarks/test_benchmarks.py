@@ -29,7 +29,8 @@ def run(workload, monkeypatch, tmp_path):
 
     def call(name: str, *arguments: str) -> tuple[dict[str, Any], str]:
         importlib.import_module(name).main([*arguments, "--output", str(tmp_path)])
-        return json.loads((tmp_path / f"{name}.json").read_text()), (tmp_path / f"{name}.md").read_text()
+        (written,) = tmp_path.glob(f"{name}*.json")  # some add the preset
+        return json.loads(written.read_text()), written.with_suffix(".md").read_text()
 
     return call
 
@@ -209,3 +210,37 @@ def test_compile_time(run):
         assert all(row[how] > 0 for how in ("alone", "cold", "cached"))
     assert set(result["total_seconds"]) == {"alone", "cold", "cached"}
     assert "| train | 0.5 s |" in table
+
+
+@pytest.mark.slow
+def test_training_against_pytorch(run, few):
+    result, table = run("train_step", "--preset", "smoke", "--encoder", "small", "--lengths", few)
+    assert result["settings"]["tuned_precision"] in {"float32", "bfloat16"}
+    ours = result["epoch"][f"ours {result['settings']['tuned_precision']}"]
+    for name, level in (("paper", "L0"), ("tuned", "L1"), ("best", "L2")):
+        side = result["epoch"][level]
+        assert side["padded_over_true_samples"] >= 1
+        speedup = ours["utterances_per_second"] / side["utterances_per_second"]
+        assert result[f"speedup_vs_{name}_reference"] == pytest.approx(speedup, rel=1e-2)
+    for side in result["step_without_padding"]["sides"].values():
+        assert all(0 < side[kind]["min_ms"] <= side[kind]["median_ms"] for kind in ("step", "forward"))
+    assert "| L1 |" in table
+
+
+@pytest.mark.parametrize("share", ["0/5", "6/5", "2", "a/b", "1/0"])
+def test_a_share_of_the_programs_that_does_not_exist_is_refused(workload, capsys, share):
+    pytest.importorskip("torch")
+    with pytest.raises(SystemExit):
+        importlib.import_module("train_step").main(["--preset", "smoke", "--compile-only", share])
+    assert f"{share!r} is not I/N with I from 1 to N" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_inference_against_pytorch(run, few):
+    result, table = run("inference", "--preset", "smoke", "--encoder", "small", "--lengths", few)
+    for row in result["latency"]:
+        assert row["gflop"] > 0
+        assert all(side["median_ms"] > 0 for side in row["sides"].values())
+    for side in result["throughput"].values():
+        assert side["utterances_per_second"] == pytest.approx(16 / side["seconds_for_all"], rel=0.02)
+    assert "| PyTorch eager float32 |" in table
