@@ -89,9 +89,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def write(output: Path, name: str, result: dict[str, Any], text: str) -> None:
-    """Write ``name.json`` and ``name.md``, and show the latter."""
+    """Write ``name.json`` and ``name.md``, each with the machine and versions, and show the latter."""
     output.mkdir(parents=True, exist_ok=True)
-    complete = {"benchmark": name, "machine": machine(), **result}
+    here = machine()
+    complete = {"benchmark": name, "machine": here, **result}
+    text = f"{text.rstrip()}\n\n{stated(here)}\n"
     (output / f"{name}.json").write_text(json.dumps(complete, indent=2) + "\n")
     (output / f"{name}.md").write_text(text)
     print(text)
+
+
+def stated(machine: Mapping[str, Any]) -> str:
+    """Where a result comes from, in a line."""
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("jax", "flax", "torch") if name in machine)
+    return f"Run on: {machine['processor']}, {machine['cores']} cores, {machine['device']}; Python {machine['python']}, {versions}."

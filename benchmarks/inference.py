@@ -183,11 +183,10 @@ def throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, float]]:
 
 def to_table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    settings, here = result["settings"], common.machine()
+    settings = result["settings"]
     names = list(result["latency"][0]["sides"])
     lines = [
-        f"Inference of wav2vec2-{settings['encoder']} with four heads; {here['processor']}, {here['cores']} cores, "
-        f"{here['device']}; jax {here['jax']}, torch {here['torch']}.",
+        f"Inference of wav2vec2-{settings['encoder']} with four heads.",
         "",
         f"Batch 1, milliseconds (medians of {settings['repeats']}, sides in turns); GFLOP = 2 per MAC:",
         "",

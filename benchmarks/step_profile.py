@@ -178,11 +178,10 @@ def by_part(events: Sequence[tuple[str, str, float]], instructions: dict[str, In
 
 def to_table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    here = common.machine()
     lines = [
         f"One training step of {result['encoder']}, batch {result['batch_size']} x {result['bounds_seconds'][0]} s, "
-        f"{result['precision']}, frozen: {result['freeze']}, kept on the device: {result['kept']}; {here['device']}, "
-        f"jax {here['jax']}: **{result['in_a_row']['median_ms']} ms** in a row, {result['waited_for']['median_ms']} ms "
+        f"{result['precision']}, frozen: {result['freeze']}, kept on the device: {result['kept']}: "
+        f"**{result['in_a_row']['median_ms']} ms** in a row, {result['waited_for']['median_ms']} ms "
         f"waited for; kernels busy for {result['busy_ms']} ms in {result['launches']:g} launches.",
         "",
         common.table(

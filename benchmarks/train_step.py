@@ -407,10 +407,8 @@ def evenly(batches: list, size: Callable[[Any], int], count: int) -> list:
 def to_table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     settings, fixed, epoch = result["settings"], result["step_without_padding"], result["epoch"]
-    here = common.machine()
     lines = [
-        f"Training wav2vec2-{settings['encoder']} with four heads; {here['processor']}, {here['cores']} cores, "
-        f"{here['device']}; jax {here['jax']}, torch {here['torch']}.",
+        f"Training wav2vec2-{settings['encoder']} with four heads.",
         "",
         f"One batch of {settings['batch']} x {settings['seconds']:g} s without padding, medians of "
         f"{settings['repeats']}, sides in turns:",
