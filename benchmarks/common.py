@@ -102,4 +102,5 @@ def write(output: Path, name: str, result: dict[str, Any], text: str) -> None:
 def stated(machine: Mapping[str, Any]) -> str:
     """Where a result comes from, in a line."""
     versions = ", ".join(f"{name} {machine[name]}" for name in ("jax", "flax", "torch") if name in machine)
-    return f"Run on: {machine['processor']}, {machine['cores']} cores, {machine['device']}; Python {machine['python']}, {versions}."
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['device']}"
+    return f"Run on: {where}; Python {machine['python']}, {versions}."

@@ -6,7 +6,7 @@ The programs are compiled and asked; nothing is run, so programs that would not 
 parameters, optimizer state and batch; *output* the same without the batch; *alias* the part of the output that takes
 the arguments' place (the donated state); *temporary* what lives only during the step: activations, gradients, work
 space. The step needs arguments + output - alias + temporary, and the libraries' own buffers, which XLA does not know.
-On a CPU, recomputation acts only together with the loop over layers.
+On a CPU with jax 0.10, recomputation acts only together with the loop over layers.
 """
 
 import dataclasses
