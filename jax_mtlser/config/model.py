@@ -70,8 +70,8 @@ class EncoderConfig:
         lora_rank: rank of the low-rank adapters on attention and feed-forward (Hu et al. 2022); 0 for none. With
             adapters, ``freeze`` must be ``encoder``.
         lora_alpha: adapters are scaled by ``lora_alpha / lora_rank``.
-        remat: recompute each layer's inside in the backward pass: less memory, more time, the same numbers. On CPU it
-            acts only together with ``scan_layers``.
+        remat: recompute each layer's inside in the backward pass: less memory, more time, the same numbers. On a
+            CPU with jax 0.10 it acts only together with ``scan_layers``.
         scan_layers: compile one layer and loop over it: shorter compilation, slower steps, the same numbers.
         normalize_waveform: zero mean, unit variance per utterance; None follows the checkpoint's
             ``preprocessor_config.json`` (where there is none: True, for Whisper False).
