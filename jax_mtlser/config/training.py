@@ -39,7 +39,7 @@ class Moments(enum.Enum):
     """Type in which AdamW's two moments are kept between steps."""
 
     FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"  # 8 instead of 12 bytes for a parameter and its moments; rounded at random
+    BFLOAT16 = "bfloat16"  # 8 instead of 12 bytes for a parameter and its moments; stochastic rounding
 
 
 class CtcNormalization(enum.Enum):
@@ -162,7 +162,7 @@ class OptimizerConfig:
             and falls in the steps that are left.
         clip_norm: largest global gradient norm; None: no clipping.
         decay_biases_and_norms: apply weight decay to vectors too, as ``torch.optim.AdamW`` does.
-        moments: for encoders, or populations, that would not fit into memory otherwise.
+        moments: type in which they are kept; BFLOAT16 for encoders, or populations, that would not fit otherwise.
     """
 
     learning_rate: float = 1e-5

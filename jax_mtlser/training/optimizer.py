@@ -122,8 +122,8 @@ def gradient_transform(config: OptimizerConfig) -> optax.GradientTransformation:
 def _with_bfloat16_moments(adam: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same with both moments kept in bfloat16 from one step to the next; a step computes in float32.
 
-    They are rounded at random. To the nearest value, a second moment would stand still: a step changes it by a thousandth
-    (one minus beta2), and neighbours in bfloat16 lie four to eight thousandths apart.
+    Rounding is stochastic, keyed by the step alone. To the nearest value, a second moment could not fall: a step takes at
+    most a thousandth of it (one minus beta2), and neighbours in bfloat16 lie four to eight thousandths apart.
     """
 
     def init(params: Any) -> optax.ScaleByAdamState:

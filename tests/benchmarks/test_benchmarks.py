@@ -223,13 +223,12 @@ def test_training_against_pytorch(run, few):
         speedup = ours["utterances_per_second"] / side["utterances_per_second"]
         assert result[f"speedup_vs_{name}_reference"] == pytest.approx(speedup, rel=1e-2)
     for side in result["step_without_padding"]["sides"].values():
-        assert all(0 < side[kind]["min_ms"] <= side[kind]["median_ms"] for kind in ("step", "forward"))
+        assert all(0 < times["min_ms"] <= times["median_ms"] for times in side.values())
     assert "| L1 |" in table
 
 
 @pytest.mark.parametrize("share", ["0/5", "6/5", "2", "a/b", "1/0"])
 def test_a_share_of_the_programs_that_does_not_exist_is_refused(workload, capsys, share):
-    pytest.importorskip("torch")
     with pytest.raises(SystemExit):
         importlib.import_module("train_step").main(["--preset", "smoke", "--compile-only", share])
     assert f"{share!r} is not I/N with I from 1 to N" in capsys.readouterr().err
@@ -242,5 +241,5 @@ def test_inference_against_pytorch(run, few):
         assert row["gflop"] > 0
         assert all(side["median_ms"] > 0 for side in row["sides"].values())
     for side in result["throughput"].values():
-        assert side["utterances_per_second"] == pytest.approx(16 / side["seconds_for_all"], rel=0.02)
+        assert side["utterances_per_second"] == pytest.approx(16 / (side["median_ms"] / 1e3), rel=0.02)
     assert "| PyTorch eager float32 |" in table

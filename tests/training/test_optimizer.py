@@ -110,6 +110,19 @@ def test_moments_in_bfloat16_follow_gradients_that_become_smaller():
     assert nu.std() < 0.1 * expected
 
 
+def test_members_round_moments_as_they_would_alone():
+    gradients = {"matrix": jnp.full((30, 20), 0.737), "vector": jnp.full((50,), -1.3e-4)}
+    transform = gradient_transform(OptimizerConfig(moments=Moments.BFLOAT16, clip_norm=None))
+    adam, *others = transform.init(gradients)
+    states = [(adam._replace(count=adam.count + before), *others) for before in (0, 7)]
+    update = lambda state: transform.update(gradients, state, gradients)[1][0]
+    together = jax.jit(jax.vmap(update))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+    for member, state in enumerate(states):
+        own = jax.tree.map(lambda leaf, member=member: leaf[member], together)
+        jax.tree.map(np.testing.assert_array_equal, own, jax.jit(update)(state))
+    assert (together.mu["matrix"][0] != together.mu["matrix"][1]).any()
+
+
 def test_no_two_parameters_moments_or_steps_are_rounded_alike():
     gradients = {name: jnp.full((50, 400), 0.737) for name in ("first", "second")}
     states = [adam_state(Moments.BFLOAT16, [gradients], before) for before in (0, 1, 1000)]

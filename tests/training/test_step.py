@@ -120,7 +120,7 @@ def test_heads_learn_alone_until_the_encoder_starts():
 
 def test_with_moments_in_bfloat16_a_saved_training_goes_on_to_the_same_bits(tmp_path):
     setting = Setting(optimizer=dataclasses.replace(OPTIMIZER, moments=Moments.BFLOAT16))
-    first, second, _ = plan_epoch(range(ROWS), setting.buckets, seed=0, epoch=0)
+    first, second, third = plan_epoch(range(ROWS), setting.buckets, seed=0, epoch=0)
     setting.run(first)
     moments = [leaf for leaf in jax.tree.leaves(setting.state.opt_state) if leaf.ndim]
     assert {leaf.dtype for leaf in moments} == {jnp.dtype(jnp.bfloat16)}
@@ -128,15 +128,18 @@ def test_with_moments_in_bfloat16_a_saved_training_goes_on_to_the_same_bits(tmp_
     try:
         checkpoints.save(setting.state, {"step": 1})
         checkpoints.wait()
-        metrics = setting.run(second)
-        expected = jax.device_get(setting.state.params)
+        losses = [setting.run(planned).loss for planned in (second, third)]
+        expected = jax.device_get((setting.state.params, setting.state.opt_state))
         setting.state = checkpoints.restore_latest(setting.state).state
     finally:
         checkpoints.close()
-    assert setting.run(second).loss == metrics.loss
-    assert largest_difference(setting.state.params, expected) == 0.0
-    # The first step's moments are those of one gradient, so their rounding is all that differs.
-    assert metrics.loss == pytest.approx(plain()[0][1].loss, rel=1e-2)
+    assert [setting.run(planned).loss for planned in (second, third)] == losses
+    jax.tree.map(np.testing.assert_array_equal, (setting.state.params, setting.state.opt_state), expected)
+    # A step's update is computed before its moments are rounded, so the third loss is the first that rounding changes.
+    exact = [metrics.loss for metrics in plain()[0][1:]]
+    assert losses[0] == pytest.approx(exact[0], rel=1e-5)
+    assert losses[1] == pytest.approx(exact[1], rel=1e-2)
+    assert losses[1] != exact[1]
 
 
 def test_changing_the_weights_compiles_nothing_and_scales_the_loss():
