@@ -15,7 +15,6 @@ __all__ = [
     "compiler_options",
     "enable_compilation_cache",
     "has_bfloat16_products",
-    "has_tile_products",
     "prepare_xla",
     "tune_allocator",
     "versions",
@@ -91,18 +90,15 @@ def tune_allocator() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # names and values of malloc.h
-    settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20))
+    # Without a threshold nothing is returned. The greatest number that fits, 2 GB, is less than a step of long batches frees.
+    never = -1
+    settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, never), (top_pad, 64 << 20))
     return all(mallopt(name, value) == 1 for name, value in settings)
 
 
 def has_bfloat16_products() -> bool:
     """Whether this processor multiplies bfloat16 matrices faster than float32 ones (Intel AMX, AVX-512 BF16)."""
     return not _processor_flags().isdisjoint(("amx_bf16", "avx512_bf16"))
-
-
-def has_tile_products() -> bool:
-    """Whether this processor multiplies tiles of bfloat16 matrices (Intel AMX)."""
-    return "amx_bf16" in _processor_flags()
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Process set-up: the silent CPU bug of jaxlib 0.10.2 cannot reach a user, in whatever order things are imported."""
 
 import os
+import platform
 import subprocess
 import sys
 from importlib import metadata
@@ -19,6 +20,19 @@ def last_row(n=32769):
     return float(square(x)[-1]), float(jax.jit(square)(x)[-1])
 eager, compiled = last_row()
 print("same" if eager == compiled == 32768.0**2 else f"wrong: {eager} {compiled}")
+"""
+
+# More than the 2 GB that a threshold can be: what a step of long batches frees at once.
+PAGE_FAULTS = """
+import resource
+import numpy as np
+from jax_mtlser import runtime
+tuned = runtime.tune_allocator()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.empty(5 << 29, np.uint8)[::4096] = 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(tuned, faults(), faults())
 """
 
 
@@ -62,3 +76,11 @@ def test_a_users_own_choice_of_the_flag_is_kept():
 def test_importing_the_package_starts_no_backend():
     code = "import jax_mtlser\nfrom jax._src import xla_bridge\nprint(xla_bridge.backends_are_initialized())"
     assert run(code).stdout.strip() == "False"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is tuned")
+def test_a_tuned_allocator_keeps_more_memory_than_its_greatest_threshold():
+    faults = run(PAGE_FAULTS).stdout.split()
+    assert faults[0] == "True"
+    first, second = map(int, faults[1:])
+    assert second < first / 10

@@ -30,13 +30,15 @@ SPECS = {
 }
 
 
-NEEDS_TILES = pytest.mark.skipif(not products.runtime.has_tile_products(), reason="no AMX on this processor")
+NEEDS_BFLOAT16 = pytest.mark.skipif(
+    not products.runtime.has_bfloat16_products(), reason="neither AMX nor AVX-512 BF16 on this processor"
+)
 
 
-@pytest.mark.parametrize("tiles", [False, pytest.param(True, marks=NEEDS_TILES)])
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=NEEDS_BFLOAT16)])
 @pytest.mark.parametrize("spec", SPECS)
-def test_on_a_cpu_bfloat16_products_and_their_gradients_are_summed_in_float32(spec, tiles, monkeypatch):
-    monkeypatch.setattr(products.runtime, "has_tile_products", lambda: tiles)
+def test_on_a_cpu_bfloat16_products_and_their_gradients_are_summed_in_float32(spec, native, monkeypatch):
+    monkeypatch.setattr(products.runtime, "has_bfloat16_products", lambda: native)
     inputs, output = spec.split("->")
     sizes = dict(zip("bqkheriogpn", (3, 40, 70, 2, 64, 50, 96, 32, 2, 8, 5), strict=True))
     left, right, cotangent = (
