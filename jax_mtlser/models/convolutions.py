@@ -309,13 +309,12 @@ def _fft_forward(x: Array, kernel: Array, width: int) -> tuple[Array, tuple[Arra
     _, group_size, channels = kernel.shape
     batch, frames, _ = x.shape
     groups, block = channels // group_size, _block_of(width)
-    blocks = _overlapping_blocks(x, width, group_size)
-    taps = kernel.reshape(width, group_size, groups, group_size).transpose(2, 3, 1, 0)
-    waves = map(jnp.asarray, products.fourier_waves(width, block))
-    of_taps = lax.complex(*(products.matmul(taps, wave, jnp.float32) for wave in waves))
-    of_blocks = jnp.fft.rfft(blocks)
+    taps = kernel.reshape(width, group_size, groups, group_size).transpose(2, 0, 1, 3).reshape(groups, width, -1)
+    of_taps = lax.complex(*(_along_rows(wave.T, taps) for wave in products.fourier_waves(width, block)))
+    of_taps = of_taps.reshape(groups, -1, group_size, group_size)
+    of_blocks = jnp.fft.rfft(_overlapping_blocks(x, width, group_size))
     # Convolution layers correlate, hence the conjugate.
-    spectrum = jnp.einsum("gmif,goif->gmof", of_blocks, jnp.conj(of_taps))
+    spectrum = jnp.einsum("gmif,gfio->gmof", of_blocks, jnp.conj(of_taps))
     hop = block - width + 1
     output = jnp.fft.irfft(spectrum, block)[..., :hop].reshape(groups, batch, -1, group_size, hop)
     output = output.transpose(1, 2, 4, 0, 3).reshape(batch, -1, channels)[:, :frames]
@@ -325,21 +324,28 @@ def _fft_forward(x: Array, kernel: Array, width: int) -> tuple[Array, tuple[Arra
 def _fft_backward(width: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     of_blocks, of_taps = saved
     batch, frames, channels = cotangent.shape
-    groups, group_size = of_taps.shape[:2]
+    groups, _, group_size, _ = of_taps.shape
     block = _block_of(width)
     hop = block - width + 1
     num_blocks = math.ceil(frames / hop)
     g = jnp.pad(cotangent, ((0, 0), (0, num_blocks * hop - frames), (0, 0)))
     g = g.reshape(batch * num_blocks, hop, groups, group_size).transpose(2, 0, 3, 1)
     of_g = jnp.fft.rfft(g, block)
-    of_d_taps = jnp.einsum("gmif,gmof->goif", of_blocks, jnp.conj(of_g))
-    cosines, sines = (jnp.asarray(_both_sides(wave)) for wave in products.fourier_waves(width, block))
-    d_taps = products.matmul(of_d_taps.real, cosines, jnp.float32) + products.matmul(of_d_taps.imag, sines, jnp.float32)
-    d_blocks = jnp.fft.irfft(jnp.einsum("gmof,goif->gmif", of_g, of_taps), block)
+    of_d_taps = jnp.einsum("gmif,gmof->gfio", of_blocks, jnp.conj(of_g)).reshape(groups, -1, group_size**2)
+    cosines, sines = (_both_sides(wave).T for wave in products.fourier_waves(width, block))
+    d_taps = _along_rows(cosines, of_d_taps.real) + _along_rows(sines, of_d_taps.imag)
+    d_kernel = d_taps.reshape(groups, width, group_size, group_size).transpose(1, 2, 0, 3)
+    d_blocks = jnp.fft.irfft(jnp.einsum("gmof,gfio->gmif", of_g, of_taps), block)
     shape = jax.ShapeDtypeStruct((batch, frames, channels), cotangent.dtype)
     blocks_of = functools.partial(_overlapping_blocks, width=width, group_size=group_size)
     (d_x,) = jax.linear_transpose(blocks_of, shape)(d_blocks)
-    return d_x, d_taps.transpose(3, 2, 0, 1).reshape(width, group_size, channels)
+    return d_x, d_kernel.reshape(width, group_size, channels)
+
+
+def _along_rows(matrix: Float[np.ndarray, "M K"], x: Float[Array, "groups K C"]) -> Float[Array, "groups M C"]:
+    """The product with each group, float32. Taps stay away from the last axis: there, transposes move single numbers."""
+    matrix = np.ascontiguousarray(matrix)
+    return products.accumulate("gmk,gkc->gmc", jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape)), x)
 
 
 _fft_grouped_conv.defvjp(_fft_forward, _fft_backward)
