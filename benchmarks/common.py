@@ -16,6 +16,8 @@ from typing import Any
 from jax_mtlser import runtime
 
 RESULTS = Path(__file__).parent / "results"
+# What a processor multiplies matrices with, the fastest first.
+INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -26,27 +28,22 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores this process may use, accelerator and versions."""
-    import jax
-
-    found = {
-        "processor": processor(),
-        "cores": runtime.available_cores(),
-        "device": jax.devices()[0].device_kind,
-        **runtime.versions(),
-    }
+    """Processor, cores this process may use, devices and versions."""
+    found = {"processor": processor(), "cores": runtime.available_cores(), **runtime.versions()}
     with contextlib.suppress(metadata.PackageNotFoundError):
         found["torch"] = metadata.version("torch")
     return found
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name and what it multiplies with, where the system tells: names alone may cover several kinds."""
     cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+    named = (
+        [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    )
+    name = named[0].partition(":")[2].strip() if named else platform.processor()
+    widest = next((words for flag, words in INSTRUCTIONS.items() if flag in runtime.processor_flags()), None)
+    return f"{name} with {widest}" if widest else name
 
 
 @contextlib.contextmanager
@@ -91,16 +88,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def write(output: Path, name: str, result: dict[str, Any], text: str) -> None:
     """Write ``name.json`` and ``name.md``, each with the machine and versions, and show the latter."""
     output.mkdir(parents=True, exist_ok=True)
-    here = machine()
-    complete = {"benchmark": name, "machine": here, **result}
-    text = f"{text.rstrip()}\n\n{stated(here)}\n"
+    where = machine()
+    complete = {"benchmark": name, "machine": where, **result}
+    text = f"{text.rstrip()}\n\n{in_a_line(where)}\n"
     (output / f"{name}.json").write_text(json.dumps(complete, indent=2) + "\n")
     (output / f"{name}.md").write_text(text)
     print(text)
 
 
-def stated(machine: Mapping[str, Any]) -> str:
-    """Where a result comes from, in a line."""
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("jax", "flax", "torch") if name in machine)
-    where = f"{machine['processor']}, {machine['cores']} cores, {machine['device']}"
-    return f"Run on: {where}; Python {machine['python']}, {versions}."
+def in_a_line(where: Mapping[str, Any]) -> str:
+    """A machine and its versions; nothing need have run on it, some benchmarks only count."""
+    versions = ", ".join(f"{name} {where[name]}" for name in ("jax", "flax", "torch") if name in where)
+    parts = f"{where['processor']}, {where['cores']} cores, {where['device']}"
+    return f"Machine: {parts}; Python {where['python']}, {versions}."

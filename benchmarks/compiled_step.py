@@ -36,7 +36,6 @@ import workload
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from jax_mtlser import runtime
 from jax_mtlser.config import Freeze, Moments
 from jax_mtlser.models import products
 from jax_mtlser.training import losses
@@ -280,11 +279,11 @@ def name_of(target: str) -> str:
 def to_text(target: str, products: str, rows: list[dict[str, Any]]) -> str:
     """The result as Markdown."""
     first = rows[0]["settings"]
-    where = "an NVIDIA H200, ahead of time" if target == "h200" else f"this processor ({common.processor()})"
+    where = "an NVIDIA H200, ahead of time" if target == "h200" else "this processor"
     text = (
         f"One training step compiled for {where}: wav2vec2-{first['encoder']}, batch {first['batch']} x "
-        f"{first['seconds']:g} s, {first['precision']}, all four tasks, dropout, SpecAugment, LayerDrop, CTC, AdamW "
-        f"(jax {runtime.versions()['jax']}). Counted in XLA's output; nothing was run.\n\n"
+        f"{first['seconds']:g} s, {first['precision']}, all four tasks, dropout, SpecAugment, LayerDrop, CTC, AdamW. "
+        "Counted in XLA's output; nothing was run.\n\n"
     )
     text += common.table(
         ["variant", "kernels", "of these in loops", "products", "of these float32", "convolutions", "temporary (GB)",

@@ -36,9 +36,10 @@ print(tuned, faults(), faults())
 """
 
 
-def run(code: str) -> subprocess.CompletedProcess:
+def run(code: str, **variables: str) -> subprocess.CompletedProcess:
     # The suite's own flags must not help: each process starts as a user's would.
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+    own = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "MALLOC_TRIM_THRESHOLD_")
+    environment = {k: v for k, v in os.environ.items() if k not in own} | variables
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
@@ -79,8 +80,8 @@ def test_importing_the_package_starts_no_backend():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is tuned")
-def test_a_tuned_allocator_keeps_more_memory_than_its_greatest_threshold():
-    faults = run(PAGE_FAULTS).stdout.split()
-    assert faults[0] == "True"
-    first, second = map(int, faults[1:])
-    assert second < first / 10
+@pytest.mark.parametrize(("variables", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": str(1 << 30)}, False)])
+def test_a_tuned_allocator_keeps_all_memory_unless_the_user_sets_a_threshold(variables, kept):
+    tuned, first, second = run(PAGE_FAULTS, **variables).stdout.split()
+    assert tuned == "True"
+    assert (int(second) < int(first) / 10) == kept
