@@ -127,7 +127,13 @@ class Ours:
 
 
 class Theirs(torch.nn.Module):
-    """transformers' model with the same heads, and one optimizer step on it."""
+    """transformers' model with the same heads, and one optimizer step on it.
+
+    Args:
+        autocast: forward passes in bfloat16, as torch.autocast chooses; weights stay float32.
+        fused: one AdamW kernel for all parameters, instead of a loop over them.
+        compiled: the forward pass by torch.compile, with CUDA graphs.
+    """
 
     def __init__(self, corpus: Corpus, *, autocast: bool, fused: bool = True, compiled: bool = False) -> None:
         super().__init__()

@@ -6,8 +6,8 @@
 Every side trains wav2vec2-base with the same four heads, losses, dropout (0.1, no LayerDrop, no SpecAugment),
 gradient clipping and AdamW.
 
-- **L0, as the paper**: transformers' model in float32, batches of 8 at random, padded to their longest by the feature
-  extractor from Python lists, inside the step. What this loading takes is stated too.
+- **L0, as the paper**: transformers' model in float32, AdamW as it is by default (not fused), batches of 8 at random, padded
+  to their longest by the feature extractor from Python lists, inside the step. What this loading takes is stated too.
 - **L1, tuned**: bfloat16 autocast where ours takes bfloat16 too (on a processor that is slow at it, both are better off with
   float32), SDPA attention, fused AdamW, batches of 8 grouped by length, on the device before their step, as if workers hid
   all loading.
@@ -20,7 +20,8 @@ Two measurements, sides in turns within each: steps of a batch without padding, 
 evenly spread over each side's batches in the order of their padded lengths. Each turn is a few steps in a row, waited for
 at its end, as in a training. Compilation and the first call of each shape are not counted and stated apart. On a CPU,
 where a batch of 8 long utterances would need more memory than most machines have, every side works batches of more than
-``part_seconds`` of padded audio through in equal parts (gradient accumulation). Needs the extra ``test``.
+``part_seconds`` of padded audio through in equal parts (gradient accumulation); half of that where all are in float32.
+Needs the extra ``test``.
 
 PyTorch compiles one shape after the other, about a minute each. ``--compile-only 1/5`` compiles a fifth of all programs,
 and ends: five such processes at once leave torch's and JAX's caches on disk, from which the measurement then starts.
@@ -117,13 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Activations are twice as large: three sides with parts of 40 s did not fit into 24 GB.
         preset = dataclasses.replace(preset, part_seconds=preset.part_seconds / 2)
     if options.compile_only:
-        compile_part(corpus, preset, *options.compile_only, l2=not options.without_l2)
+        compile_part(corpus, preset, *options.compile_only, l2=torch.cuda.is_available() and not options.without_l2)
         return
     fixed = step_without_padding(corpus, preset, compiled=not options.without_l2)
-    print(
-        common.table(("side", "step (ms)"), [(k, v["step"]["median_ms"]) for k, v in fixed["sides"].items()]),
-        flush=True,
-    )
+    print(sides_table(fixed), flush=True)  # the epoch takes longer, and may not fit into memory
     epoch = epoch_throughput(corpus, preset, l2=not options.without_l2)
     peak = {name: matmul_rate(dtype) for name, dtype in (("float32", jnp.float32), ("bfloat16", jnp.bfloat16))}
     fast = f"ours {corpus.fast}"
@@ -193,7 +191,7 @@ def step_without_padding(corpus: Corpus, preset: Preset, *, compiled: bool) -> d
     if corpus.fast == "bfloat16":
         theirs_of["bfloat16"] = (True, False)
     if compiled and torch.cuda.is_available():
-        theirs_of["compiled bfloat16"] = (True, True)
+        theirs_of["compiled " + corpus.fast] = (corpus.fast == "bfloat16", True)
     for name, (autocast, whole) in theirs_of.items():
         theirs = Theirs(flat, autocast=autocast, compiled=whole)
         batches = [theirs.tensors(flat, rows, None, lists=False)] * preset.in_a_row
@@ -263,7 +261,7 @@ def compile_part(corpus: Corpus, preset: Preset, part: int, parts: int, *, l2: b
 
     @functools.cache
     def their_side() -> Theirs:
-        return Theirs(corpus, autocast=True, compiled=True)
+        return Theirs(corpus, autocast=corpus.fast == "bfloat16", compiled=True)
 
     def bucket_of_theirs(bucket: int) -> None:
         theirs = their_side()
@@ -299,9 +297,10 @@ def epoch_throughput(corpus: Corpus, preset: Preset, *, l2: bool) -> dict[str, d
     grouped = in_groups(workload.length_grouped(lengths, workload.BATCH_SIZE, order))
     longest = lambda rows: int(lengths[rows].max())
 
-    paper, tuned = Theirs(corpus, autocast=False, fused=False), Theirs(corpus, autocast=corpus.fast == "bfloat16")
+    low = corpus.fast == "bfloat16"
+    paper, tuned = Theirs(corpus, autocast=False, fused=False), Theirs(corpus, autocast=low)
     gpu = torch.cuda.is_available()
-    best = Theirs(corpus, autocast=True, compiled=True) if gpu and l2 else tuned  # the same but for the data
+    best = Theirs(corpus, autocast=low, compiled=True) if gpu and l2 else tuned  # the same but for the data
     loading: list[float] = []
     ready: dict[int, dict[str, Any]] = {}
 
@@ -407,6 +406,17 @@ def evenly(batches: list, size: Callable[[Any], int], count: int) -> list:
     return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(min(count, len(ordered)))]
 
 
+def sides_table(fixed: dict[str, Any]) -> str:
+    """The step without padding as Markdown."""
+    return common.table(
+        ("side", "training step (ms)", "forward (ms)"),
+        [
+            (name, *(side.get(kind, {}).get("median_ms", "") for kind in ("step", "forward")))
+            for name, side in fixed["sides"].items()
+        ],
+    )
+
+
 def to_table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     settings, fixed, epoch = result["settings"], result["step_without_padding"], result["epoch"]
@@ -416,13 +426,7 @@ def to_table(result: dict[str, Any]) -> str:
         f"One batch of {settings['batch']} x {settings['seconds']:g} s without padding, medians of "
         f"{settings['repeats']}, sides in turns:",
         "",
-        common.table(
-            ("side", "training step (ms)", "forward (ms)"),
-            [
-                (name, *(side.get(kind, {}).get("median_ms", "") for kind in ("step", "forward")))
-                for name, side in fixed["sides"].items()
-            ],
-        ),
+        sides_table(fixed),
         "Ours over PyTorch: "
         + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in fixed.items() if "speedup" in key)
         + ".",
