@@ -1,7 +1,7 @@
 """Random numbers that cost a few operations each, so that they are computed where they are needed.
 
 ``jax.random``'s generator takes over a hundred operations per number, more than most layers spend on an entry. Where
-little depends on a single number, a hash of its place does, keyed by two words that do come from ``jax.random``. Nothing
+little depends on a single number, a hash of its place will do, keyed by two words that do come from ``jax.random``. Nothing
 is read or stored for it, and a number depends on its place alone, not on devices or on other members of a population.
 """
 
@@ -20,7 +20,7 @@ def random_bits(words: UInt32[Array, " K"], shape: tuple[int, ...], first: int =
     Args:
         words: key data of ``jax.random``.
         shape: of the array.
-        first: place of its first entry, where several arrays share the words.
+        first: place of its first entry, where several arrays share the words; places 2**32 apart get the same bits.
     """
     places = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape) + jnp.uint32(first % 2**32)
     # Twice, with a word before each: one round of a known function could be undone, and two keys of neighbouring

@@ -122,8 +122,8 @@ def gradient_transform(config: OptimizerConfig) -> optax.GradientTransformation:
 def _with_bfloat16_moments(adam: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same with both moments kept in bfloat16 from one step to the next; a step computes in float32.
 
-    Rounding is stochastic, keyed by the step alone. To the nearest value, a second moment could not fall: a step takes at
-    most a thousandth of it (one minus beta2), and neighbours in bfloat16 lie four to eight thousandths apart.
+    Rounding is stochastic. To the nearest value, a second moment could not fall: a step takes at most a thousandth of it
+    (one minus beta2), and neighbours in bfloat16 lie four to eight thousandths apart.
     """
 
     def init(params: Any) -> optax.ScaleByAdamState:
@@ -133,6 +133,7 @@ def _with_bfloat16_moments(adam: optax.GradientTransformation) -> optax.Gradient
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         exact = state._replace(mu=_cast(state.mu, jnp.float32), nu=_cast(state.nu, jnp.float32))
         updates, after = adam.update(updates, exact, params)
+        # No seed of its own: what two trainings round differs anyway, and the step is part of the state that is saved.
         words = jax.random.key_data(jax.random.fold_in(jax.random.key(0), after.count))
         leaves, structure = jax.tree.flatten(after.mu)
         ends = itertools.accumulate((leaf.size for leaf in leaves), initial=0)

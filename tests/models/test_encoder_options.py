@@ -176,7 +176,7 @@ def test_rematerialisation_saves_memory_and_a_scan_shortens_the_program():
         return jax.jit(jax.grad(loss), compiler_options=QUICK_COMPILE).lower(shapes).compile()
 
     plain, scan, both = compiled(), compiled(scan_layers=True), compiled(scan_layers=True, remat=True)
-    # With layers written out, XLA's CPU backend merges the recomputation with the first computation again.
+    # With layers written out, the CPU backend of jax 0.10 merges the recomputation with the first computation again.
     memory = [program.memory_analysis().temp_size_in_bytes for program in (scan, both)]
     print(f"temporary memory {memory[0] / 2**20:.1f} MiB, {memory[1] / 2**20:.1f} MiB with remat")
     assert memory[1] < 0.6 * memory[0]

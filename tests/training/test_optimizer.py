@@ -10,6 +10,7 @@ import pytest
 
 from jax_mtlser.architecture import Wav2Vec2Architecture
 from jax_mtlser.config import Freeze, LearningRateSchedule, Moments, OptimizerConfig
+from jax_mtlser.training import optimizer
 from jax_mtlser.training.optimizer import Rates, Trainable, global_norm, gradient_transform, merge, schedule, split
 from jax_mtlser.training.stacks import Layout
 
@@ -71,7 +72,7 @@ def test_five_steps_equal_pytorchs_adamw_and_clipping():
 
 
 def adam_state(moments: Moments, gradients: list[dict], before: int = 0) -> optax.ScaleByAdamState:
-    """Moments after a step with each of the gradients, and steps ``before`` them with gradients of zero."""
+    """Moments after a step with each of the gradients, the first of which is counted as step ``before + 1``."""
     transform = gradient_transform(OptimizerConfig(moments=moments, clip_norm=None))
     adam, *others = transform.init(gradients[0])
     state = (adam._replace(count=adam.count + before), *others)
@@ -94,9 +95,20 @@ def test_moments_in_bfloat16_are_rounded_to_a_neighbour_and_right_on_average():
             neighbours, counts = np.unique(values, return_counts=True)
             assert len(neighbours) == 2
             assert neighbours[0] < value < neighbours[1]
-            assert np.diff(neighbours) < 0.008 * abs(value)
+            # One unit in the last of bfloat16's 8 binary places.
+            assert np.diff(neighbours)[0] == 2.0 ** (np.floor(np.log2(abs(value))) - 7)
             share = (value - neighbours[0]) / np.diff(neighbours)[0]
             assert abs(counts[1] / values.size - share) < 4 * np.sqrt(share * (1 - share) / values.size)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -0.75, 2.0**-130, np.inf, -np.inf, np.nan])
+def test_what_bfloat16_holds_exactly_is_not_rounded(value):
+    bits = jnp.asarray([0, 1, 2**15, 2**16 - 1], jnp.uint32)
+    rounded = optimizer._rounded(jnp.full(4, value, jnp.float32), bits)
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rounded.astype(jnp.float32), np.full(4, value, np.float32))
+    if not np.isnan(value):
+        assert (jnp.signbit(rounded) == np.signbit(value)).all()
 
 
 def test_moments_in_bfloat16_follow_gradients_that_become_smaller():
