@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Complex, Float
 
 from jax_mtlser.models import products
 
-__all__ = ["same_grouped_conv", "strided_conv"]
+__all__ = ["same_grouped_conv", "shared_spectrum", "strided_conv"]
 
 # Grouped convolutions with more taps than this are wide.
 _WIDE = 8
@@ -193,7 +193,10 @@ _windowed_conv.defvjp(_windowed_forward, _windowed_backward)
 
 
 def same_grouped_conv(
-    x: Float[Array, "B T D"], kernel: Float[Array, "K G D"], dtype: DTypeLike
+    x: Float[Array, "B T D"],
+    kernel: Float[Array, "K G D"],
+    dtype: DTypeLike,
+    spectrum: Complex[Array, "groups F G G"] | None = None,
 ) -> Float[Array, "B T D"]:
     """Grouped convolution over time, zero-padded by ``K // 2`` on the left and to length ``T`` on the right.
 
@@ -201,10 +204,18 @@ def same_grouped_conv(
     everywhere: on CPU they go through the Fourier transform in float32 instead, few frames without a gradient excepted;
     on accelerators through one matrix product per group (cuDNN's own took two fifths of a training step of wav2vec2-base
     on an H200).
+
+    Args:
+        x: frames.
+        kernel: taps.
+        dtype: compute type.
+        spectrum: the kernel's :func:`shared_spectrum`, where many calls have the same kernel; has no gradient.
     """
     if kernel.shape[0] > _WIDE and not products.is_plain():
         if products.on_cpu():
             transformed = x.shape[0] * x.shape[1] > _FEW_FRAMES
+            if transformed and spectrum is not None:
+                return _correlated(x.astype(jnp.float32), spectrum, kernel.shape[0])[0].astype(dtype)
             convolve = _fft_grouped_conv if transformed else _short_grouped_conv
             return convolve(x.astype(jnp.float32), kernel.astype(jnp.float32), kernel.shape[0]).astype(dtype)
         return products.in_rows(_blocked_grouped_conv(products.in_rows(x.astype(dtype)), kernel, dtype))
@@ -306,19 +317,36 @@ def _fft_grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"], w
 
 
 def _fft_forward(x: Array, kernel: Array, width: int) -> tuple[Array, tuple[Array, Array]]:
-    _, group_size, channels = kernel.shape
-    batch, frames, _ = x.shape
-    groups, block = channels // group_size, _block_of(width)
+    of_taps = _spectrum(kernel)
+    output, of_blocks = _correlated(x, of_taps, width)
+    return output, (of_blocks, of_taps)
+
+
+def shared_spectrum(kernel: Float[Array, "K G D"]) -> Complex[Array, "groups F G G"] | None:
+    """What :func:`same_grouped_conv` would compute of a kernel again in every call; None where it computes nothing."""
+    return _spectrum(kernel) if kernel.shape[0] > _WIDE and products.on_cpu() and not products.is_plain() else None
+
+
+def _spectrum(kernel: Float[Array, "K G D"]) -> Complex[Array, "groups F G G"]:
+    """Fourier transform of a grouped convolution's taps, by group, frequency, input and output channel."""
+    width, group_size, channels = kernel.shape
+    groups = channels // group_size
     taps = kernel.reshape(width, group_size, groups, group_size).transpose(2, 0, 1, 3).reshape(groups, width, -1)
-    of_taps = lax.complex(*(_along_rows(wave.T, taps) for wave in products.fourier_waves(width, block)))
-    of_taps = of_taps.reshape(groups, -1, group_size, group_size)
+    waves = products.fourier_waves(width, _block_of(width))
+    return lax.complex(*(_along_rows(wave.T, taps) for wave in waves)).reshape(groups, -1, group_size, group_size)
+
+
+def _correlated(x: Array, of_taps: Array, width: int) -> tuple[Array, Array]:
+    """The convolution, and the transformed blocks of ``x``."""
+    batch, frames, channels = x.shape
+    groups, _, group_size, _ = of_taps.shape
+    block = _block_of(width)
     of_blocks = jnp.fft.rfft(_overlapping_blocks(x, width, group_size))
     # Convolution layers correlate, hence the conjugate.
     spectrum = jnp.einsum("gmif,gfio->gmof", of_blocks, jnp.conj(of_taps))
     hop = block - width + 1
     output = jnp.fft.irfft(spectrum, block)[..., :hop].reshape(groups, batch, -1, group_size, hop)
-    output = output.transpose(1, 2, 4, 0, 3).reshape(batch, -1, channels)[:, :frames]
-    return output, (of_blocks, of_taps)
+    return output.transpose(1, 2, 4, 0, 3).reshape(batch, -1, channels)[:, :frames], of_blocks
 
 
 def _fft_backward(width: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:

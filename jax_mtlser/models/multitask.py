@@ -17,6 +17,7 @@ from jax_mtlser.models.gradient_scale import scale_gradient
 from jax_mtlser.models.heads import Head, HeadInputs, logits, utterance_logits
 from jax_mtlser.models.layer_norm import standardised
 from jax_mtlser.models.layers import masked_mean
+from jax_mtlser.models.positional_conv import with_spectrum
 from jax_mtlser.models.speech_encoder import speech_encoder
 from jax_mtlser.models.transformer import EncoderOptions, EncoderOutput
 
@@ -27,15 +28,19 @@ TASKS = (*UTTERANCE_TASKS, "asr")
 
 
 def ready_to_multiply(params: Any, dtype: DTypeLike) -> Any:
-    """Parameters of the model with the encoder's kernels in the compute type: nothing that it says changes.
+    """Parameters of the model with the encoder's kernels as its products take them: nothing that it says changes.
 
-    In training they are float32, and each step casts them; where they stay the same, once is enough.
+    In training they are float32, and each step casts or transforms them; where they stay the same, once is enough.
     """
 
     def cast(path: tuple[Any, ...], leaf: Array) -> Array:
         return leaf.astype(dtype) if path[0].key == "encoder" and path[-1].key == "kernel" else leaf
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+    ready = jax.tree_util.tree_map_with_path(cast, params)
+    encoder = ready["encoder"]
+    if "positional_conv" not in encoder:
+        return ready
+    return {**ready, "encoder": {**encoder, "positional_conv": with_spectrum(encoder["positional_conv"])}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Convolutional positions: what the transformers of the wav2vec 2.0 family know of the order of frames."""
 
 import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,10 @@ from jax_mtlser.models import convolutions
 from jax_mtlser.models.layer_norm import standardised
 from jax_mtlser.models.layers import activation
 
-__all__ = ["PositionalConv", "PositionalConvStack"]
+__all__ = ["PositionalConv", "PositionalConvStack", "with_spectrum"]
+
+# A parameter that no model has and none learns: added by with_spectrum().
+_SPECTRUM = "spectrum"
 
 
 class PositionalConv(nn.Module):
@@ -32,9 +36,21 @@ class PositionalConv(nn.Module):
         # One gain per tap: PyTorch's weight_norm(dim=2).
         gain = self.param("gain", lambda key: _tap_norm(direction))
         bias = self.param("bias", jax.nn.initializers.zeros, (arch.hidden_size,))
-        kernel = direction * (gain / _tap_norm(direction))[:, None, None]
-        x = convolutions.same_grouped_conv(x, kernel, self.dtype) + bias.astype(self.dtype)[None, None]
+        kernel = _kernel(direction, gain)
+        spectrum: Array | None = self.get_variable("params", _SPECTRUM)
+        x = convolutions.same_grouped_conv(x, kernel, self.dtype, spectrum) + bias.astype(self.dtype)[None, None]
         return activation(arch.feat_extract_activation)(x)
+
+
+def with_spectrum(params: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The parameters of a :class:`PositionalConv` with what evaluation would otherwise compute from them for every batch.
+
+    As they were where there is nothing of that kind; those of a :class:`PositionalConvStack` always.
+    """
+    spectrum = None
+    if "direction" in params:
+        spectrum = convolutions.shared_spectrum(_kernel(params["direction"], params["gain"]))
+    return params if spectrum is None else {**params, _SPECTRUM: spectrum}
 
 
 class PositionalConvStack(nn.Module):
@@ -65,6 +81,10 @@ class PositionalConvStack(nn.Module):
             if not self.hf_compat:
                 x = jnp.where(mask[..., None], x, 0)
         return x
+
+
+def _kernel(direction: Float[Array, "K G D"], gain: Float[Array, " K"]) -> Float[Array, "K G D"]:
+    return direction * (gain / _tap_norm(direction))[:, None, None]
 
 
 def _tap_norm(direction: Float[Array, "K G D"]) -> Float[Array, " K"]:

@@ -243,3 +243,16 @@ def test_kernels_that_were_cast_before_say_the_same(name):
     one, other = (_own(function(params, audio, lengths), 0) for params in (_parameters(name), cast))
     for key, value in one.items():
         np.testing.assert_array_equal(other[key], value)
+
+
+@pytest.mark.parametrize("name", ["group", "wavlm"])
+def test_taps_that_were_transformed_before_say_the_same(name):
+    length = 6000  # enough frames for the Fourier transform
+    audio, lengths = _batch([_utterance(length, 0)], length)
+    params = _parameters(name)
+    ready = {"params": ready_to_multiply(params["params"], jnp.float32)}
+    assert len(jax.tree.leaves(ready)) == len(jax.tree.leaves(params)) + 1
+    function = jax.jit(functools.partial(_model(name).apply, train=False), compiler_options=QUICK_COMPILE)
+    one, other = (_own(function(params, audio, lengths), 0) for params in (params, ready))
+    for key, value in one.items():
+        np.testing.assert_allclose(other[key], value, atol=1e-5)

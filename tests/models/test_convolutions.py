@@ -151,9 +151,18 @@ def test_with_few_frames_or_many_a_wide_convolution_without_gradient_is_the_same
     x, kernel = _normal(2, frames, 12), _normal(16, 4, 12, seed=1) / np.float32(8)
     with products.formulation(platform="cpu"):
         found = convolutions.same_grouped_conv(x, kernel, jnp.float32)
+        spectrum = convolutions.shared_spectrum(kernel)
+        sharing = convolutions.same_grouped_conv(x, kernel, jnp.float32, spectrum)
     with products.formulation(plain=True):
         expected = convolutions.same_grouped_conv(x, kernel, jnp.float32)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(sharing, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "formulation"), [(8, {}), (16, {"platform": "gpu"}), (16, {"plain": True})])
+def test_what_is_not_transformed_has_no_spectrum_to_share(width, formulation):
+    with products.formulation(**formulation):
+        assert convolutions.shared_spectrum(_normal(width, 4, 12)) is None
 
 
 @pytest.mark.parametrize(("width", "stride", "inputs", "outputs", "length"), STRIDED[:3])
