@@ -38,10 +38,8 @@ def machine() -> dict[str, Any]:
 def processor() -> str:
     """The processor's name and what it multiplies with, where the system tells: names alone may cover several kinds."""
     cpuinfo = Path("/proc/cpuinfo")
-    named = (
-        [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
-    )
-    name = named[0].partition(":")[2].strip() if named else platform.processor()
+    told = cpuinfo.read_text() if cpuinfo.exists() else ""
+    name = told.partition("\nmodel name")[2].partition("\n")[0].strip("\t: ") or platform.processor()
     widest = next((words for flag, words in INSTRUCTIONS.items() if flag in runtime.processor_flags()), None)
     return f"{name} with {widest}" if widest else name
 

@@ -9,7 +9,6 @@ medians are quoted. PyTorch runs eagerly with its default attention; compilation
 """
 
 import gc
-import json
 import statistics
 import time
 
@@ -51,18 +50,11 @@ def main() -> None:
     torch.manual_seed(0)
     rows = [measure(name, arguments.batch, arguments.seconds, arguments.repeats) for name in ENCODERS]
     result = {
-        "benchmark": "encoders",
         "settings": {"batch": arguments.batch, "seconds": arguments.seconds, "repeats": arguments.repeats,
-                     "precision": "float32"},
-        "machine": {"processor": common.processor(), "threads": torch.get_num_threads(), "device": str(jax.devices()[0])},
-        "versions": {**runtime.versions(), "torch": torch.__version__},
+                     "precision": "float32", "threads": torch.get_num_threads()},
         "encoders": rows,
     }  # fmt: skip
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "encoders.json").write_text(json.dumps(result, indent=2) + "\n")
-    table = to_table(result)
-    (arguments.output / "encoders.md").write_text(table)
-    print(table)
+    common.write(arguments.output, "encoders", result, to_table(result))
 
 
 def measure(name: str, batch: int, seconds: float, repeats: int) -> dict[str, float | str]:
@@ -132,9 +124,8 @@ def to_table(result: dict) -> str:
     """The result as Markdown."""
     settings = result["settings"]
     lines = [
-        f"Encoders, forward and backward, float32, {settings['batch']} x {settings['seconds']:g} s "
-        f"({result['machine']['processor']}, {result['machine']['threads']} threads; jax {result['versions']['jax']}, "
-        f"torch {result['versions']['torch']}). Median of {settings['repeats']}, sides interleaved.",
+        f"Encoders, forward and backward, float32, {settings['batch']} x {settings['seconds']:g} s, "
+        f"{settings['threads']} threads. Median of {settings['repeats']}, sides interleaved.",
         "",
         "| encoder | parameters | compilation (s) | step (ms) | PyTorch eager (ms) | ratio |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -7,7 +7,6 @@ features. It is the baseline that fine-tuning has to beat under the same protoco
 tested utterances, so it is an optimistic figure; the concatenation of all layers is not. Needs the extra ``test``.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +53,16 @@ def main() -> None:
     inputs["all together"] = features.reshape(len(features), -1)
     rows = [probe(name, x, labels, groups, arguments.inverse_regularisation) for name, x in inputs.items()]
     result = {
-        "benchmark": "frozen_probe",
         "corpus": manifest.name,
         "checkpoint": Path(arguments.checkpoint).name,
         "protocol": f"leave one {arguments.group_column} out, {len(set(groups))} folds, {len(labels)} utterances",
         "inverse_regularisation": arguments.inverse_regularisation,
-        "versions": runtime.versions(),
         "probes": rows,
     }
-    stem = arguments.output / f"frozen_probe_{manifest.name}_{result['checkpoint']}"
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
     lines = [[row["input"], f"{100 * row['wa']:.1f}", f"{100 * row['ua']:.1f}"] for row in rows]
     text = f"{result['checkpoint']} on {manifest.name}, {result['protocol']}\n\n"
     text += common.table(["input", "WA", "UA"], lines)
-    stem.with_suffix(".md").write_text(text)
-    print(text)
+    common.write(arguments.output, f"frozen_probe_{manifest.name}_{result['checkpoint']}", result, text)
 
 
 def extract(corpus: Path, checkpoint: str) -> tuple[Any, np.ndarray]:
