@@ -87,11 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def their_sides(corpus: Corpus) -> dict[str, Theirs]:
     """The variants of PyTorch."""
-    sides = {"PyTorch eager float32": Theirs(corpus, autocast=False)}
-    if corpus.fast == "bfloat16":
-        sides["PyTorch eager bfloat16"] = Theirs(corpus, autocast=True)
+    eager = dict.fromkeys(("float32", corpus.fast))  # one where that is the same
+    sides = {f"PyTorch eager {dtype}": Theirs(corpus, dtype) for dtype in eager}
     if torch.cuda.is_available():
-        sides["PyTorch compiled bfloat16"] = Theirs(corpus, autocast=True, compiled=True)
+        sides[f"PyTorch compiled {corpus.fast}"] = Theirs(corpus, corpus.fast, compiled=True)
     return sides
 
 

@@ -130,12 +130,12 @@ class Theirs(torch.nn.Module):
     """transformers' model with the same heads, and one optimizer step on it.
 
     Args:
-        autocast: forward passes in bfloat16, as torch.autocast chooses; weights stay float32.
+        dtype: ``bfloat16``: of forward passes, where torch.autocast chooses it; weights stay float32.
         fused: one AdamW kernel for all parameters, instead of a loop over them.
         compiled: the forward pass by torch.compile, with CUDA graphs.
     """
 
-    def __init__(self, corpus: Corpus, *, autocast: bool, fused: bool = True, compiled: bool = False) -> None:
+    def __init__(self, corpus: Corpus, dtype: str, *, fused: bool = True, compiled: bool = False) -> None:
         super().__init__()
         arch = corpus.arch
         config = transformers.Wav2Vec2Config(
@@ -153,7 +153,7 @@ class Theirs(torch.nn.Module):
         self.dropout = torch.nn.Dropout(0.1)
         self.to(self.device_name).train()
         self._unbroken()
-        self.autocast = autocast
+        self.autocast = dtype == "bfloat16"
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=1e-5, **({"fused": True} if fused else {}))
         self.extractor = transformers.Wav2Vec2FeatureExtractor()
         self.forward_loss = self.loss

@@ -187,13 +187,11 @@ def step_without_padding(corpus: Corpus, preset: Preset, *, compiled: bool) -> d
         compile_seconds[f"ours {dtype}"] = round(ours.compile_seconds, 1)
         training[f"ours {dtype}"] = lambda ours=ours: ours.run([(planned,)] * preset.in_a_row)
         forward[f"ours {dtype}"] = lambda ours=ours: ours.score([planned] * preset.in_a_row)
-    theirs_of = {"float32": (False, False)}
-    if corpus.fast == "bfloat16":
-        theirs_of["bfloat16"] = (True, False)
+    theirs_of = {dtype: (dtype, False) for dtype in ("float32", corpus.fast)}
     if compiled and torch.cuda.is_available():
-        theirs_of["compiled " + corpus.fast] = (corpus.fast == "bfloat16", True)
-    for name, (autocast, whole) in theirs_of.items():
-        theirs = Theirs(flat, autocast=autocast, compiled=whole)
+        theirs_of[f"compiled {corpus.fast}"] = (corpus.fast, True)
+    for name, (dtype, whole) in theirs_of.items():
+        theirs = Theirs(flat, dtype, compiled=whole)
         batches = [theirs.tensors(flat, rows, None, lists=False)] * preset.in_a_row
         training[f"PyTorch {name}"] = lambda theirs=theirs, batches=batches: theirs.run(batches)
         if not whole:  # see inference.py
@@ -261,7 +259,7 @@ def compile_part(corpus: Corpus, preset: Preset, part: int, parts: int, *, l2: b
 
     @functools.cache
     def their_side() -> Theirs:
-        return Theirs(corpus, autocast=corpus.fast == "bfloat16", compiled=True)
+        return Theirs(corpus, corpus.fast, compiled=True)
 
     def bucket_of_theirs(bucket: int) -> None:
         theirs = their_side()
@@ -297,10 +295,9 @@ def epoch_throughput(corpus: Corpus, preset: Preset, *, l2: bool) -> dict[str, d
     grouped = in_groups(workload.length_grouped(lengths, workload.BATCH_SIZE, order))
     longest = lambda rows: int(lengths[rows].max())
 
-    low = corpus.fast == "bfloat16"
-    paper, tuned = Theirs(corpus, autocast=False, fused=False), Theirs(corpus, autocast=low)
+    paper, tuned = Theirs(corpus, "float32", fused=False), Theirs(corpus, corpus.fast)
     gpu = torch.cuda.is_available()
-    best = Theirs(corpus, autocast=low, compiled=True) if gpu and l2 else tuned  # the same but for the data
+    best = Theirs(corpus, corpus.fast, compiled=True) if gpu and l2 else tuned  # the same but for the data
     loading: list[float] = []
     ready: dict[int, dict[str, Any]] = {}
 
