@@ -211,7 +211,7 @@ def same_grouped_conv(
         dtype: compute type.
         spectrum: the kernel's :func:`shared_spectrum`, where many calls have the same kernel; has no gradient.
     """
-    if kernel.shape[0] > _WIDE and not products.is_plain():
+    if _is_wide(kernel):
         if products.on_cpu():
             transformed = x.shape[0] * x.shape[1] > _FEW_FRAMES
             if transformed and spectrum is not None:
@@ -324,7 +324,12 @@ def _fft_forward(x: Array, kernel: Array, width: int) -> tuple[Array, tuple[Arra
 
 def shared_spectrum(kernel: Float[Array, "K G D"]) -> Complex[Array, "groups F G G"] | None:
     """What :func:`same_grouped_conv` would compute of a kernel again in every call; None where it computes nothing."""
-    return _spectrum(kernel) if kernel.shape[0] > _WIDE and products.on_cpu() and not products.is_plain() else None
+    return _spectrum(kernel) if _is_wide(kernel) and products.on_cpu() else None
+
+
+def _is_wide(kernel: Float[Array, "K G D"]) -> bool:
+    """Whether something else takes the place of the grouped convolution."""
+    return kernel.shape[0] > _WIDE and not products.is_plain()
 
 
 def _spectrum(kernel: Float[Array, "K G D"]) -> Complex[Array, "groups F G G"]:
