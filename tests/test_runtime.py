@@ -1,4 +1,4 @@
-"""Process set-up: the silent CPU bug of jaxlib 0.10.2 cannot reach a user, in whatever order things are imported."""
+"""Process set-up: jaxlib 0.10.2's silent CPU bug cannot reach a user, in whatever order things are imported; the allocator."""
 
 import os
 import platform
@@ -38,8 +38,8 @@ print(tuned, faults(), faults())
 
 def run(code: str, **variables: str) -> subprocess.CompletedProcess:
     # The suite's own flags must not help: each process starts as a user's would.
-    own = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "MALLOC_TRIM_THRESHOLD_")
-    environment = {k: v for k, v in os.environ.items() if k not in own} | variables
+    own = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "MALLOC_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(own)} | variables
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
     )

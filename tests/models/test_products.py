@@ -57,9 +57,8 @@ def test_on_a_cpu_bfloat16_products_and_their_gradients_are_summed_in_float32(sp
         np.testing.assert_allclose(np.asarray(one, np.float32), other, rtol=2**-8, atol=1e-4)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_bfloat16_products_have_bfloat16_operands_forward_and_backward_on_accelerators(spec, monkeypatch):
-    monkeypatch.setattr(products.jax, "default_backend", lambda: "gpu")
+def _products_of(spec):
+    """The product and its two gradients in bfloat16, traced."""
 
     def loss(left, right):
         return jnp.sum(products.einsum(spec, left, right, jnp.bfloat16).astype(jnp.float32) ** 2)
@@ -68,7 +67,23 @@ def test_bfloat16_products_have_bfloat16_operands_forward_and_backward_on_accele
     jaxpr = jax.make_jaxpr(jax.value_and_grad(loss, argnums=(0, 1)))(*(jnp.ones(shape) for shape in shapes))
     found = [equation for equation in _equations(jaxpr.jaxpr) if equation.primitive.name == "dot_general"]
     assert len(found) == 3
-    for equation in found:
+    return found
+
+
+@pytest.mark.parametrize(("native", "operand"), [(True, jnp.bfloat16), (False, jnp.float32)])
+@pytest.mark.parametrize("spec", ["bqhe,bkhe->bhqk", "bhqk,bkhe->bqhe"])
+def test_on_a_cpu_attention_multiplies_bfloat16_where_the_processor_can(spec, native, operand, monkeypatch):
+    monkeypatch.setattr(products.runtime, "has_bfloat16_products", lambda: native)
+    with products.formulation(platform="cpu"):
+        for equation in _products_of(spec):
+            assert [value.aval.dtype for value in equation.invars] == [operand, operand]
+            assert equation.outvars[0].aval.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_bfloat16_products_have_bfloat16_operands_forward_and_backward_on_accelerators(spec, monkeypatch):
+    monkeypatch.setattr(products.jax, "default_backend", lambda: "gpu")
+    for equation in _products_of(spec):
         assert [operand.aval.dtype for operand in equation.invars] == [jnp.bfloat16, jnp.bfloat16]
         # Their units sum up in float32 whatever they write; a float32 result would be written out and rounded later.
         assert equation.outvars[0].aval.dtype == jnp.bfloat16
