@@ -201,22 +201,23 @@ def same_grouped_conv(
     """Grouped convolution over time, zero-padded by ``K // 2`` on the left and to length ``T`` on the right.
 
     ``kernel`` has ``G`` input channels per group, hence ``D // G`` groups. Grouped convolutions of wide kernels are slow
-    everywhere: on CPU they go through the Fourier transform in float32 instead, few frames without a gradient excepted;
-    on accelerators through one matrix product per group (cuDNN's own took two fifths of a training step of wav2vec2-base
-    on an H200).
+    everywhere: on CPU they go through the Fourier transform in float32 instead, few frames excepted where there is neither a
+    gradient nor a ``spectrum``; on accelerators through one matrix product per group (cuDNN's own took two fifths of a
+    training step of wav2vec2-base on an H200).
 
     Args:
         x: frames.
         kernel: taps.
         dtype: compute type.
-        spectrum: the kernel's :func:`shared_spectrum`, where many calls have the same kernel; has no gradient.
+        spectrum: the kernel's :func:`shared_spectrum`, where many calls have the same kernel; takes its place, so that the
+            kernel itself gets no gradient.
     """
-    if _is_wide(kernel):
+    if _is_reformulated(kernel):
         if products.on_cpu():
-            transformed = x.shape[0] * x.shape[1] > _FEW_FRAMES
-            if transformed and spectrum is not None:
+            if spectrum is not None:
                 return _correlated(x.astype(jnp.float32), spectrum, kernel.shape[0])[0].astype(dtype)
-            convolve = _fft_grouped_conv if transformed else _short_grouped_conv
+            few = x.shape[0] * x.shape[1] <= _FEW_FRAMES
+            convolve = _short_grouped_conv if few else _fft_grouped_conv
             return convolve(x.astype(jnp.float32), kernel.astype(jnp.float32), kernel.shape[0]).astype(dtype)
         return products.in_rows(_blocked_grouped_conv(products.in_rows(x.astype(dtype)), kernel, dtype))
     x, kernel = x.astype(dtype), kernel.astype(dtype)
@@ -324,21 +325,25 @@ def _fft_forward(x: Array, kernel: Array, width: int) -> tuple[Array, tuple[Arra
 
 def shared_spectrum(kernel: Float[Array, "K G D"]) -> Complex[Array, "groups F G G"] | None:
     """What :func:`same_grouped_conv` would compute of a kernel again in every call; None where it computes nothing."""
-    return _spectrum(kernel) if _is_wide(kernel) and products.on_cpu() else None
+    return jax.jit(_spectrum)(kernel) if _is_reformulated(kernel) and products.on_cpu() else None
 
 
-def _is_wide(kernel: Float[Array, "K G D"]) -> bool:
-    """Whether something else takes the place of the grouped convolution."""
+def _is_reformulated(kernel: Float[Array, "K G D"]) -> bool:
+    """Whether a grouped convolution is computed as something else, or, of few frames on a CPU, has such a gradient."""
     return kernel.shape[0] > _WIDE and not products.is_plain()
 
 
 def _spectrum(kernel: Float[Array, "K G D"]) -> Complex[Array, "groups F G G"]:
-    """Fourier transform of a grouped convolution's taps, by group, frequency, input and output channel."""
+    """Of a grouped convolution's taps, by group, frequency, input and output channel.
+
+    The conjugate of their Fourier transform: convolution layers correlate.
+    """
     width, group_size, channels = kernel.shape
     groups = channels // group_size
     taps = kernel.reshape(width, group_size, groups, group_size).transpose(2, 0, 1, 3).reshape(groups, width, -1)
-    waves = products.fourier_waves(width, _block_of(width))
-    return lax.complex(*(_along_rows(wave.T, taps) for wave in waves)).reshape(groups, -1, group_size, group_size)
+    real, imaginary = products.fourier_waves(width, _block_of(width))
+    spectrum = lax.complex(_along_rows(real.T, taps), _along_rows(-imaginary.T, taps))
+    return spectrum.reshape(groups, -1, group_size, group_size)
 
 
 def _correlated(x: Array, of_taps: Array, width: int) -> tuple[Array, Array]:
@@ -347,8 +352,7 @@ def _correlated(x: Array, of_taps: Array, width: int) -> tuple[Array, Array]:
     groups, _, group_size, _ = of_taps.shape
     block = _block_of(width)
     of_blocks = jnp.fft.rfft(_overlapping_blocks(x, width, group_size))
-    # Convolution layers correlate, hence the conjugate.
-    spectrum = jnp.einsum("gmif,gfio->gmof", of_blocks, jnp.conj(of_taps))
+    spectrum = jnp.einsum("gmif,gfio->gmof", of_blocks, of_taps)
     hop = block - width + 1
     output = jnp.fft.irfft(spectrum, block)[..., :hop].reshape(groups, batch, -1, group_size, hop)
     return output.transpose(1, 2, 4, 0, 3).reshape(batch, -1, channels)[:, :frames], of_blocks
@@ -363,12 +367,12 @@ def _fft_backward(width: int, saved: tuple[Array, Array], cotangent: Array) -> t
     num_blocks = math.ceil(frames / hop)
     g = jnp.pad(cotangent, ((0, 0), (0, num_blocks * hop - frames), (0, 0)))
     g = g.reshape(batch * num_blocks, hop, groups, group_size).transpose(2, 0, 3, 1)
-    of_g = jnp.fft.rfft(g, block)
-    of_d_taps = jnp.einsum("gmif,gmof->gfio", of_blocks, jnp.conj(of_g)).reshape(groups, -1, group_size**2)
+    of_g = jnp.conj(jnp.fft.rfft(g, block))
+    of_d_taps = jnp.einsum("gmif,gmof->gfio", of_blocks, of_g).reshape(groups, -1, group_size**2)
     cosines, sines = (_both_sides(wave).T for wave in products.fourier_waves(width, block))
     d_taps = _along_rows(cosines, of_d_taps.real) + _along_rows(sines, of_d_taps.imag)
     d_kernel = d_taps.reshape(groups, width, group_size, group_size).transpose(1, 2, 0, 3)
-    d_blocks = jnp.fft.irfft(jnp.einsum("gmof,gfio->gmif", of_g, of_taps), block)
+    d_blocks = jnp.fft.irfft(jnp.conj(jnp.einsum("gmof,gfio->gmif", of_g, of_taps)), block)
     shape = jax.ShapeDtypeStruct((batch, frames, channels), cotangent.dtype)
     blocks_of = functools.partial(_overlapping_blocks, width=width, group_size=group_size)
     (d_x,) = jax.linear_transpose(blocks_of, shape)(d_blocks)

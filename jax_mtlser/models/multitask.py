@@ -17,7 +17,7 @@ from jax_mtlser.models.gradient_scale import scale_gradient
 from jax_mtlser.models.heads import Head, HeadInputs, logits, utterance_logits
 from jax_mtlser.models.layer_norm import standardised
 from jax_mtlser.models.layers import masked_mean
-from jax_mtlser.models.positional_conv import with_spectrum
+from jax_mtlser.models.positional_conv import with_spectra
 from jax_mtlser.models.speech_encoder import speech_encoder
 from jax_mtlser.models.transformer import EncoderOptions, EncoderOutput
 
@@ -40,7 +40,7 @@ def ready_to_multiply(params: Any, dtype: DTypeLike) -> Any:
     encoder = ready["encoder"]
     if "positional_conv" not in encoder:
         return ready
-    return {**ready, "encoder": {**encoder, "positional_conv": with_spectrum(encoder["positional_conv"])}}
+    return {**ready, "encoder": {**encoder, "positional_conv": with_spectra(encoder["positional_conv"])}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

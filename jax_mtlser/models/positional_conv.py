@@ -14,10 +14,12 @@ from jax_mtlser.models import convolutions
 from jax_mtlser.models.layer_norm import standardised
 from jax_mtlser.models.layers import activation
 
-__all__ = ["PositionalConv", "PositionalConvStack", "with_spectrum"]
+__all__ = ["PositionalConv", "PositionalConvStack", "with_spectra"]
 
-# A parameter that no model has and none learns: added by with_spectrum().
+# Beginning of parameters that no model has and none learns: added by with_spectra().
 _SPECTRUM = "spectrum"
+# Beginning of the stack's kernels' names.
+_KERNEL = "kernel_"
 
 
 class PositionalConv(nn.Module):
@@ -42,15 +44,14 @@ class PositionalConv(nn.Module):
         return activation(arch.feat_extract_activation)(x)
 
 
-def with_spectrum(params: Mapping[str, Array]) -> Mapping[str, Array]:
-    """The parameters of a :class:`PositionalConv` with what evaluation would otherwise compute from them for every batch.
-
-    As they were where there is nothing of that kind; those of a :class:`PositionalConvStack` always.
-    """
-    spectrum = None
+def with_spectra(params: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Parameters of either with what evaluation would otherwise compute from them for every batch, where there is any."""
     if "direction" in params:
-        spectrum = convolutions.shared_spectrum(_kernel(params["direction"], params["gain"]))
-    return params if spectrum is None else {**params, _SPECTRUM: spectrum}
+        kernels = {"": _kernel(params["direction"], params["gain"])}
+    else:
+        kernels = {name.removeprefix(_KERNEL): kernel for name, kernel in params.items() if name.startswith(_KERNEL)}
+    spectra = {_SPECTRUM + index: convolutions.shared_spectrum(kernel) for index, kernel in kernels.items()}
+    return {**params, **{name: spectrum for name, spectrum in spectra.items() if spectrum is not None}}
 
 
 class PositionalConvStack(nn.Module):
@@ -74,9 +75,10 @@ class PositionalConvStack(nn.Module):
         width, group_size = arch.conv_pos_kernel_size, arch.hidden_size // arch.num_conv_pos_embedding_groups
         init = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1))
         for index in range(arch.num_conv_pos_embeddings):
-            kernel = self.param(f"kernel_{index}", init, (width, group_size, arch.hidden_size))
+            kernel = self.param(f"{_KERNEL}{index}", init, (width, group_size, arch.hidden_size))
             bias = self.param(f"bias_{index}", jax.nn.initializers.zeros, (arch.hidden_size,))
-            x = convolutions.same_grouped_conv(x, kernel, self.dtype) + bias.astype(self.dtype)[None, None]
+            spectrum: Array | None = self.get_variable("params", f"{_SPECTRUM}{index}")
+            x = convolutions.same_grouped_conv(x, kernel, self.dtype, spectrum) + bias.astype(self.dtype)[None, None]
             x = activation(arch.feat_extract_activation)(standardised(x).astype(self.dtype))
             if not self.hf_compat:
                 x = jnp.where(mask[..., None], x, 0)

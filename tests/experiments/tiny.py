@@ -128,7 +128,8 @@ def get_config(kind: str = "") -> Config:
 
     Args:
         kind: ``variants`` (behind a colon): two weights of gender, so four members of four epochs; ``hosts``: on two
-            devices and from fitted heads, one member that no float32 parameter survives, and one that trains.
+            devices and from fitted heads, one member that no float32 parameter survives, and one that trains. Its convolution
+            for positions is wide, so that evaluation has a spectrum to share.
     """
     config = tiny_config(Path())
     if kind == "variants":
@@ -136,6 +137,8 @@ def get_config(kind: str = "") -> Config:
         config.variants = grid({"weights.alpha": (0.0, 0.4)})
     if kind == "hosts":
         config.training = dataclasses.replace(config.training, epochs=6, data_devices=2, checkpoint_every_steps=100)
+        architecture = config.model.encoder.architecture
+        config.model.encoder.architecture = dataclasses.replace(architecture, num_conv_pos_embeddings=9)
         config.protocol.only_folds, config.model.head_start = (0,), HeadStart.REGRESSION
         config.variants = grid({"optimizer.learning_rate": (1e38, 1e-3)})
     return config
