@@ -18,7 +18,7 @@ import workload
 
 from jax_mtlser.architecture import EncoderArchitecture
 from jax_mtlser.data.audio import SAMPLE_RATE
-from jax_mtlser.data.batch_plan import FILL, choose_bounds, make_buckets, plan_epoch
+from jax_mtlser.data.batch_plan import FILL, Buckets, choose_bounds, make_buckets, plan_epoch
 from jax_mtlser.models.flops import training_macs
 
 BUCKETS = tuple(range(1, 25))
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "draws": options.draws,
         "batch_size_of_buckets": workload.BATCH_SIZE,
         "true_training_tflop_per_epoch": round(2 * float(count.true_flops) / 1e12, 1),
+        "default_buckets": len(buckets_of(count, None)),
         "buckets": [bucket_row(count, number) for number in options.buckets],
         "longest_of_batch": [batch_row(count, size, options.draws) for size in options.batch_sizes],
         "all_to_longest": count.padded(np.full(len(lengths), lengths.max())).rounded(),
@@ -98,11 +99,7 @@ class Counter:
 def bucket_row(count: Counter, number: int) -> dict[str, Any]:
     """Our buckets, the rows that fill up their last batches, and two simpler ways to choose bounds."""
     lengths, hop = count.lengths, count.arch.hop()
-    best = choose_bounds(lengths, number, hop)
-    buckets = make_buckets(
-        lengths, np.ones(len(lengths), int), num_buckets=number, batch_size=workload.BATCH_SIZE, batch_seconds=None,
-        rows_multiple=1, multiple=hop,
-    )  # fmt: skip
+    best, buckets = choose_bounds(lengths, number, hop), buckets_of(count, number)
     assert buckets.bounds == tuple(best)
     plan = plan_epoch(range(len(lengths)), buckets, seed=0, epoch=0)
     assert sum(int((planned.rows != FILL).sum()) for planned in plan) == len(lengths)
@@ -116,6 +113,14 @@ def bucket_row(count: Counter, number: int) -> dict[str, Any]:
         "geometric": in_buckets(count, geometric_bounds(lengths, number, hop)).rounded(),
         "quantile": in_buckets(count, quantile_bounds(lengths, number, hop)).rounded(),
     }
+
+
+def buckets_of(count: Counter, number: int | None) -> Buckets:
+    """So many, or as many as a run would choose."""
+    return make_buckets(
+        count.lengths, np.ones(len(count.lengths), int), num_buckets=number, batch_size=workload.BATCH_SIZE,
+        batch_seconds=None, rows_multiple=1, multiple=count.arch.hop(),
+    )  # fmt: skip
 
 
 def in_buckets(count: Counter, bounds: np.ndarray) -> Factor:
@@ -196,7 +201,7 @@ def to_table(result: dict[str, Any]) -> str:
         f"({result['true_training_tflop_per_epoch']} TFLOP an epoch without padding; 1 MAC = 2 FLOP).",
         "",
         "Buckets, bounds by dynamic programming; *filled* counts the masked rows that complete the last batch of each "
-        f"bucket (batches of {result['batch_size_of_buckets']}):",
+        f"bucket (batches of {result['batch_size_of_buckets']}). A run that names no number takes {result['default_buckets']}:",
         "",
         common.table(
             ["buckets", "samples", "FLOPs", "samples, filled", "FLOPs, filled", "FLOPs, geometric bounds",

@@ -105,9 +105,7 @@ def measure(shapes: workload.Shapes, bucket: int, members: int, repeats: int) ->
 def turns_per_step(members: int, shapes: workload.Shapes) -> float:
     """Turns that a population of folds of IEMOCAP's size takes for one step of its largest member."""
     lengths = workload.lengths()
-    buckets = workload.buckets_for(
-        lengths, workload.targets(lengths), shapes.arch, batch_size=shapes.batch_size, num_buckets=8
-    )
+    buckets = workload.buckets_for(lengths, workload.targets(lengths), shapes.arch, batch_size=shapes.batch_size)
     order = np.random.default_rng(0).permutation(len(lengths))
     rows = [order[order % FOLDS != fold % FOLDS] for fold in range(members)]
     turns = plan_together(rows, buckets, seeds=range(members), epoch=0)

@@ -44,14 +44,14 @@ class Preset:
 
     Attributes:
         encoder: shape, see :func:`workload.encoder`.
-        num_buckets: of the run.
+        num_buckets: of the run; None: what a run would choose.
         utterances: noise that is made, spread over the lengths; None: all.
         repeats: timed steps of each bucket.
         slice_steps: consecutive steps of a real plan.
     """
 
     encoder: str
-    num_buckets: int
+    num_buckets: int | None
     utterances: int | None
     repeats: int
     slice_steps: int
@@ -59,7 +59,7 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset("small", num_buckets=4, utterances=400, repeats=5, slice_steps=30),
-    "gpu": Preset("base", num_buckets=8, utterances=None, repeats=20, slice_steps=300),
+    "gpu": Preset("base", num_buckets=None, utterances=None, repeats=20, slice_steps=300),
 }
 
 

@@ -245,7 +245,7 @@ def buckets_for(
     targets: Targets,
     arch: EncoderArchitecture,
     *,
-    num_buckets: int = 8,
+    num_buckets: int | None = None,
     batch_size: int = BATCH_SIZE,
     batch_seconds: float | None = None,
 ) -> Buckets:

@@ -50,7 +50,7 @@ def table_1(name: str, *, folds: int, repeats: int, checkpoint: str = "facebook/
             vocabulary=VocabularyConfig(source=VocabularySource.PAPER),
         ),
         weights=dataclasses.replace(WEIGHTS),
-        batching=BatchingConfig(batch_size=8, num_buckets=8),
+        batching=BatchingConfig(batch_size=8),
         optimizer=OptimizerConfig(learning_rate=1e-5, warmup_fraction=0.1, weight_decay=0.01),
         protocol=ProtocolConfig(kind=ProtocolKind.STRATIFIED, folds=folds, repeats=repeats),
         training=TrainingConfig(epochs=100),

@@ -74,7 +74,8 @@ class BatchingConfig:
     Attributes:
         batch_size: utterances per optimizer step; ignored when ``batch_seconds`` is set.
         batch_seconds: padded seconds of audio per optimizer step instead of a number of utterances.
-        num_buckets: number of padded lengths, hence of compiled programs.
+        num_buckets: number of padded lengths, hence of compiled programs; None: as many as each save the padding of four
+            batches an epoch, at most 24.
         accumulation_steps: an optimizer step's batch is worked through in this many equal parts.
         residency: where the corpus lies.
         keep_frozen: compute what a frozen part of the encoder gives once and keep it on the accelerator, where it
@@ -83,7 +84,7 @@ class BatchingConfig:
 
     batch_size: int = 8
     batch_seconds: float | None = None
-    num_buckets: int = 8
+    num_buckets: int | None = None
     accumulation_steps: int = 1
     residency: Residency = Residency.AUTO
     keep_frozen: bool = True

@@ -70,7 +70,9 @@ def _problems(config: Config) -> list[str]:
     )
     require(audio.silence_dbfs < 0, f"audio.silence_dbfs is {audio.silence_dbfs}; full scale is 0, use e.g. -60")
 
-    positive(batching__num_buckets=batching.num_buckets, batching__accumulation_steps=batching.accumulation_steps)
+    positive(batching__accumulation_steps=batching.accumulation_steps)
+    if batching.num_buckets is not None:
+        positive(batching__num_buckets=batching.num_buckets)
     if batching.batch_seconds is None:
         positive(batching__batch_size=batching.batch_size)
         require(

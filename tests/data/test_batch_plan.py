@@ -49,6 +49,25 @@ def test_no_choice_of_bounds_pads_less(lengths, num_buckets):
 
 
 @settings(max_examples=40, deadline=None)
+@given(LENGTHS, st.integers(1, 5), st.sampled_from([None, 3.0]))
+def test_without_a_number_each_bucket_saves_four_batches_of_padding(lengths, batch_size, batch_seconds):
+    shapes = {"batch_size": batch_size, "batch_seconds": batch_seconds}
+    chosen = buckets_of(lengths, num_buckets=None, **shapes)
+    batch = batch_size * np.mean(lengths) if batch_seconds is None else batch_seconds * 16_000
+
+    def padding(number: int) -> int:
+        return padded_total(np.array(lengths), np.array(buckets_of(lengths, num_buckets=number, **shapes).bounds))
+
+    count = len(chosen)
+    assert chosen.bounds == buckets_of(lengths, num_buckets=count, **shapes).bounds
+    assert count <= 24
+    if count > 1:
+        assert padding(count - 1) - padding(count) >= 4 * batch
+    if count < min(24, len(set(np.array(lengths) // -320))):
+        assert padding(count) - padding(count + 1) <= 4 * batch
+
+
+@settings(max_examples=40, deadline=None)
 @given(LENGTHS, st.lists(st.integers(0, 3), min_size=1, max_size=4), st.integers(0, 2), st.data())
 def test_trainings_that_go_together_each_meet_their_own_batches(lengths, seeds, epoch, data):
     buckets, every = buckets_of(lengths), list(range(len(lengths)))
@@ -134,3 +153,13 @@ def test_iemocap_sized_padding_is_what_the_optimum_for_eight_buckets_allows(real
     bounds = choose_bounds(lengths, 8, 320)
     assert padded_total(lengths, bounds) / lengths.sum() < 1.22
     assert len(bounds) == 8
+
+
+def test_a_run_over_iemocap_has_seventeen_buckets(real_data):
+    lengths = np.load(real_data / "iemocap_lengths.npz")["samples"]
+    settings = {"batch_size": 8, "batch_seconds": None, "rows_multiple": 1, "multiple": 320}
+    buckets = make_buckets(lengths, np.ones(len(lengths), int), num_buckets=None, **settings)
+    assert len(buckets) == 17
+    assert padded_total(lengths, np.array(buckets.bounds)) / lengths.sum() < 1.09
+    some = lengths[:: len(lengths) // 50]
+    assert len(make_buckets(some, np.ones(len(some), int), num_buckets=None, **settings)) == 2, "50 are 7 batches"
