@@ -6,6 +6,7 @@ import fcntl
 import json
 import platform
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def machine() -> dict[str, Any]:
     """Processor, cores this process may use, devices and versions."""
     found = {"processor": processor(), "cores": runtime.available_cores(), **runtime.versions()}
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or not a clone
+        describe = ("git", "describe", "--always", "--dirty", "--abbrev=10")
+        found["commit"] = subprocess.check_output(
+            describe, cwd=RESULTS.parent, text=True, stderr=subprocess.DEVNULL
+        ).strip()
     with contextlib.suppress(metadata.PackageNotFoundError):
         found["torch"] = metadata.version("torch")
     return found
@@ -40,8 +46,19 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     told = cpuinfo.read_text() if cpuinfo.exists() else ""
     name = told.partition("\nmodel name")[2].partition("\n")[0].strip("\t: ") or platform.processor()
-    widest = next((words for flag, words in INSTRUCTIONS.items() if flag in runtime.processor_flags()), None)
-    return f"{name} with {widest}" if widest else name
+    widest = instructions()
+    return f"{name} with {INSTRUCTIONS[widest]}" if widest else name
+
+
+def instructions() -> str | None:
+    """The fastest of :data:`INSTRUCTIONS` that this processor has."""
+    return next((flag for flag in INSTRUCTIONS if flag in runtime.processor_flags()), None)
+
+
+def name_of(benchmark: str, preset: str) -> str:
+    """A result's name. On CPUs it tells what products were computed with, on which ratios hang: no kind replaces another."""
+    widest = instructions() if preset == "cpu" else None
+    return "_".join(filter(None, (benchmark, preset, widest)))
 
 
 @contextlib.contextmanager

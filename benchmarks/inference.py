@@ -5,10 +5,11 @@
 
 wav2vec2-base with four heads on both sides; ours is the evaluation program that training and testing run, and of single
 utterances also what ``jax-mtlser predict`` and the page run, which pad to one of a few lengths; PyTorch is transformers'
-model with SDPA attention, eagerly in float32 and, where ours takes bfloat16, under bfloat16 autocast, and on a GPU also
-compiled for each length with CUDA graphs. Sides take turns; compilation and each shape's first call are not counted. The
-paper's cost columns are given per length: operations with "1 MAC = 2 FLOP", and milliseconds per utterance. Needs the
-extra ``test``.
+model with SDPA attention, eagerly in float32 and, where ours takes bfloat16, under bfloat16 autocast; with weights
+themselves in the type that ours takes, cast once, and weight norm computed once, as ours does; and on a GPU also compiled
+for each length with CUDA graphs. Sides take turns; compilation and each shape's first call are not counted. Of a corpus,
+some batches are measured, and their time is scaled by padded samples. The paper's cost columns are given per length:
+operations with "1 MAC = 2 FLOP", and milliseconds per utterance. Needs the extra ``test``.
 """
 
 import dataclasses
@@ -23,8 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import workload
-from sides import Corpus, Ours, Theirs
-from train_step import evenly, in_groups
+from sides import Corpus, Ours, Theirs, evenly, in_groups
 
 from jax_mtlser import runtime
 from jax_mtlser.data.audio import SAMPLE_RATE
@@ -82,13 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "latency": latency(options.encoder, preset),
         "throughput": throughput(Corpus.create(lengths, options.encoder), preset),
     }  # fmt: skip
-    common.write(options.output, f"inference_{options.preset}", result, to_table(result))
+    common.write(options.output, common.name_of("inference", options.preset), result, to_table(result))
 
 
 def their_sides(corpus: Corpus) -> dict[str, Theirs]:
     """The variants of PyTorch."""
     eager = dict.fromkeys(("float32", corpus.fast))  # one where that is the same
     sides = {f"PyTorch eager {dtype}": Theirs(corpus, dtype) for dtype in eager}
+    sides[f"PyTorch eager {corpus.fast} weights"] = Theirs(corpus, corpus.fast, cast=True)
     if torch.cuda.is_available():
         sides[f"PyTorch compiled {corpus.fast}"] = Theirs(corpus, corpus.fast, compiled=True)
     return sides
@@ -156,15 +157,17 @@ def throughput(corpus: Corpus, preset: Preset) -> dict[str, dict[str, float]]:
     ours, plan = Ours(corpus, corpus.fast, ("eval",)), plan_in_order(np.arange(len(lengths)), corpus.buckets)
     some = evenly(plan, lambda planned: bounds[planned.bucket], preset.batches or len(plan))
     runs: dict[str, Callable[[], object]] = {f"ours {corpus.fast}": lambda: ours.score(some)}
-    share = {f"ours {corpus.fast}": len(some) / len(plan)}
+    work = lambda planned: len(planned.rows) * bounds[planned.bucket]
+    share = {f"ours {corpus.fast}": sum(map(work, some)) / sum(map(work, plan))}
     ordered = in_groups(np.argsort(lengths, kind="stable"))
     groups = evenly(ordered, lambda rows: int(lengths[rows].max()), preset.batches or len(ordered))
+    padded = lambda groups: sum(len(rows) * int(lengths[rows].max()) for rows in groups)
     batches: list[dict[str, Any]] = []
     for name, side in their_sides(corpus).items():
         if "compiled" not in name:  # a program per length would compile for hours
             batches = batches or [side.tensors(corpus, rows, None, lists=False) for rows in groups]
             runs[name] = functools.partial(side.evaluate, batches)
-            share[name] = len(groups) / len(ordered)
+            share[name] = padded(groups) / padded(ordered)
     with common.measuring():
         times = common.take_turns(runs, preset.passes)
     audio_seconds = float(lengths.sum()) / SAMPLE_RATE

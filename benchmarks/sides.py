@@ -23,7 +23,7 @@ from jax_mtlser.data.batches import Batch, BatchSource, prefetch
 from jax_mtlser.models.flops import forward_macs
 from jax_mtlser.training.sharding import CompiledSteps
 
-__all__ = ["Corpus", "Ours", "Parts", "Theirs", "Turn"]
+__all__ = ["Corpus", "Ours", "Parts", "Theirs", "Turn", "evenly", "in_groups"]
 
 Turn = tuple[PlannedBatch, ...]  # of all members, in the same bucket
 Parts = Callable[[int, int], int]  # from rows and padded samples of a batch, in how many parts it is worked through
@@ -130,13 +130,18 @@ class Theirs(torch.nn.Module):
     """transformers' model with the same heads, and one optimizer step on it.
 
     Args:
-        dtype: ``bfloat16``: of forward passes, where torch.autocast chooses it; weights stay float32.
+        dtype: ``float32``, or ``bfloat16``: of forward passes, where torch.autocast chooses it; weights stay float32.
         fused: one AdamW kernel for all parameters, instead of a loop over them.
         compiled: the forward pass by torch.compile, with CUDA graphs.
+        cast: for evaluation alone: weights are of this type themselves, and taps' weight norm is computed once.
     """
 
-    def __init__(self, corpus: Corpus, dtype: str, *, fused: bool = True, compiled: bool = False) -> None:
+    def __init__(
+        self, corpus: Corpus, dtype: str, *, fused: bool = True, compiled: bool = False, cast: bool = False
+    ) -> None:
         super().__init__()
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype {dtype!r} is neither float32 nor bfloat16")
         arch = corpus.arch
         config = transformers.Wav2Vec2Config(
             hidden_size=arch.hidden_size, num_hidden_layers=arch.num_hidden_layers,
@@ -151,9 +156,12 @@ class Theirs(torch.nn.Module):
         self.heads = torch.nn.ModuleDict({k: torch.nn.Linear(arch.hidden_size, n) for k, n in sizes.items()})
         self.ctc = torch.nn.Linear(arch.hidden_size, workload.SYMBOLS + 1)
         self.dropout = torch.nn.Dropout(0.1)
-        self.to(self.device_name).train()
-        self._unbroken()
-        self.autocast = dtype == "bfloat16"
+        self.to(self.device_name)
+        self._set_training(not cast)
+        self.autocast = dtype == "bfloat16" and not cast
+        if cast:
+            torch.nn.utils.parametrize.remove_parametrizations(self.encoder.encoder.pos_conv_embed.conv, "weight")
+            self.to(getattr(torch, dtype))
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=1e-5, **({"fused": True} if fused else {}))
         self.extractor = transformers.Wav2Vec2FeatureExtractor()
         self.forward_loss = self.loss
@@ -177,6 +185,7 @@ class Theirs(torch.nn.Module):
 
     def run(self, batches: Iterable[dict[str, Any]], parts: Parts = lambda *_: 1) -> None:
         """Training steps in a row."""
+        self._set_training(True)
         for tensors in batches:
             self._step(tensors, parts(*tensors["audio"].shape))
         self._wait()
@@ -198,20 +207,21 @@ class Theirs(torch.nn.Module):
 
     def evaluate(self, batches: Iterable[dict[str, Any]]) -> None:
         """Evaluate batches in a row."""
-        self.eval()
+        self._set_training(False)
         with torch.inference_mode(), torch.autocast(self.device_name, torch.bfloat16, enabled=self.autocast):
             for tensors in batches:
-                self.forward_loss(tensors["audio"], tensors["frames"], tensors["classes"])
+                audio = tensors["audio"].to(self.ctc.weight.dtype)
+                self.forward_loss(audio, tensors["frames"], tensors["classes"])
         self._wait()
-        self.train()
-        self._unbroken()
 
-    def _unbroken(self) -> None:
-        """Spare torch.compile two breaks of its graph; neither changes what is computed.
+    def _set_training(self, training: bool) -> None:
+        """Dropout or none, once for many calls; and spare torch.compile two breaks of its graph, which changes no result.
 
         transformers draws LayerDrop on the host, also at a rate of 0, unless this module alone is told to evaluate (its
         children decide about dropout themselves), and asks for the gradient of the samples, for checkpointing only.
         """
+        if self.training != training or self.encoder.encoder.training:
+            self.train(training)
         self.encoder.encoder.training = False
         self.encoder.feature_extractor._requires_grad = False
 
@@ -243,6 +253,17 @@ class Theirs(torch.nn.Module):
             "transcript": torch.from_numpy(targets.transcript[rows, :widest].astype(np.int64)).to(self.device_name),
             "transcript_lengths": torch.from_numpy(targets.transcript_lengths[rows].astype(np.int64)),
         }
+
+
+def in_groups(rows: np.ndarray) -> list[np.ndarray]:
+    """Consecutive batches; the last may be smaller."""
+    return [rows[start : start + workload.BATCH_SIZE] for start in range(0, len(rows), workload.BATCH_SIZE)]
+
+
+def evenly(batches: list, size: Callable[[Any], int], count: int) -> list:
+    """``count`` batches, evenly spread over the batches in the order of their padded lengths."""
+    ordered = sorted(batches, key=size)
+    return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(min(count, len(ordered)))]
 
 
 def _weights() -> tuple[float, float, float]:

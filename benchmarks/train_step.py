@@ -16,12 +16,15 @@ gradient clipping and AdamW.
 - **ours, N folds together** (on a GPU): the same with N trainings in one program, as ``training.population`` runs them, each
   over nine tenths of the utterances. Turns that a fold misses because the others have more batches are counted.
 
-Two measurements, sides in turns within each: steps of a batch without padding, and an epoch's throughput, from steps
-evenly spread over each side's batches in the order of their padded lengths. Each turn is a few steps in a row, waited for
-at its end, as in a training. Compilation and the first call of each shape are not counted and stated apart. On a CPU,
-where a batch of 8 long utterances would need more memory than most machines have, every side works batches of more than
-``part_seconds`` of padded audio through in equal parts (gradient accumulation); half of that where all are in float32.
-Needs the extra ``test``.
+PyTorch's forward pass is also measured with weights in the tuned type themselves, cast once, and weight norm computed once, as
+ours does in evaluation.
+
+Two measurements, sides in turns within each: steps of a batch without padding, and an epoch's throughput, from steps evenly
+spread over each side's batches in the order of their padded lengths, scaled by padded samples. Each turn is a few steps in a
+row, waited for at its end, as in a training. Compilation and the first call of each shape are not counted and stated apart. On
+a CPU, where a batch of 8 long utterances would need more memory than most machines have, every side works batches of more than
+``part_seconds`` of padded audio through in equal parts (gradient accumulation); half of that where all are in float32. Needs
+the extra ``test``.
 
 PyTorch compiles one shape after the other, about a minute each. ``--compile-only 1/5`` compiles a fifth of all programs,
 and ends: five such processes at once leave torch's and JAX's caches on disk, from which the measurement then starts.
@@ -46,7 +49,7 @@ import numpy as np
 import torch
 import torch.nn.attention
 import workload
-from sides import Corpus, Ours, Theirs
+from sides import Corpus, Ours, Theirs, evenly, in_groups
 
 from jax_mtlser import runtime
 from jax_mtlser.data.audio import SAMPLE_RATE
@@ -90,7 +93,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(4, 4.0, 7, 10, part_seconds=40.0),
+    "cpu": Preset(4, 4.0, 7, 16, part_seconds=40.0),
     "gpu": Preset(8, 4.5, 20, 40, in_a_row=8, float32=False, folds=5),
     "smoke": Preset(2, 0.5, 2, 2, part_seconds=6.0, folds=2),
 }
@@ -146,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "matmul_flops_per_second": peak,
         "model_flops_utilisation": round(rate[fast] * flops / peak[corpus.fast], 4),
     }  # fmt: skip
-    name = f"train_step_{options.preset}" + "_without_l2" * options.without_l2
+    name = common.name_of("train_step", options.preset) + "_without_l2" * options.without_l2
     common.write(options.output, name, result, to_table(result))
 
 
@@ -196,6 +199,9 @@ def step_without_padding(corpus: Corpus, preset: Preset, *, compiled: bool) -> d
         training[f"PyTorch {name}"] = lambda theirs=theirs, batches=batches: theirs.run(batches)
         if not whole:  # see inference.py
             forward[f"PyTorch {name}"] = lambda theirs=theirs, batches=batches: theirs.evaluate(batches)
+    cast = Theirs(flat, corpus.fast, cast=True)
+    batches = [cast.tensors(flat, rows, None, lists=False)] * preset.in_a_row
+    forward[f"PyTorch {corpus.fast} weights"] = lambda: cast.evaluate(batches)
 
     def turns(runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
         times = common.take_turns(runs, preset.repeats)
@@ -213,7 +219,7 @@ def step_without_padding(corpus: Corpus, preset: Preset, *, compiled: bool) -> d
             for kind, times in (("step", steps), ("forward", forwards))
             if name in times
         }
-        for name in training
+        for name in dict.fromkeys((*training, *forward))
     }
     ours_step, ours_forward = (statistics.median(times[f"ours {corpus.fast}"]) for times in (steps, forwards))
     ratios = {
@@ -358,8 +364,11 @@ def epoch_throughput(corpus: Corpus, preset: Preset, *, l2: bool) -> dict[str, d
                 times[name].append(time.perf_counter() - started)
     result: dict[str, dict[str, float]] = {}
     for name, side in sides.items():
-        epoch_seconds = sum(times[name]) / len(places) * len(side.batches)
-        padded = sum(side.size(batch) * side.rows(batch) for batch in side.batches)
+        padded, measured = (
+            sum(side.size(batch) * side.rows(batch) for batch in batches)
+            for batches in (side.batches, [samples[name][place] for place in places])
+        )
+        epoch_seconds = sum(times[name]) * padded / measured
         result[name] = {
             "utterances_per_second": round(side.utterances / epoch_seconds, 3),
             "epoch_seconds": round(epoch_seconds, 1),
@@ -390,17 +399,6 @@ def tuned_for_shapes(name: str) -> Iterator[None]:
             others = [Attention.FLASH_ATTENTION, Attention.EFFICIENT_ATTENTION, Attention.MATH]
             settings.enter_context(torch.nn.attention.sdpa_kernel(others, set_priority=True))
         yield
-
-
-def in_groups(rows: np.ndarray) -> list[np.ndarray]:
-    """Consecutive batches; the last may be smaller."""
-    return [rows[start : start + workload.BATCH_SIZE] for start in range(0, len(rows), workload.BATCH_SIZE)]
-
-
-def evenly(batches: list, size: Callable[[Any], int], count: int) -> list:
-    """``count`` batches, evenly spread over the batches in the order of their padded lengths."""
-    ordered = sorted(batches, key=size)
-    return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(min(count, len(ordered)))]
 
 
 def sides_table(fixed: dict[str, Any]) -> str:

@@ -105,6 +105,7 @@ def test_padding(run):
         assert row["random"]["samples"] <= result["all_to_longest"]["samples"]
     assert small["random"]["samples"] < large["random"]["samples"]
     assert f"{ours[-1]:.3f}" in table
+    assert f"takes {result['default_buckets']}:" in table
 
 
 def test_padding_on_given_lengths_names_no_path(run, few, tmp_path):
@@ -222,7 +223,9 @@ def test_training_against_pytorch(run, few):
         assert side["padded_over_true_samples"] >= 1
         speedup = ours["utterances_per_second"] / side["utterances_per_second"]
         assert result[f"speedup_vs_{name}_reference"] == pytest.approx(speedup, rel=1e-2)
-    for side in result["step_without_padding"]["sides"].values():
+    for name, side in result["step_without_padding"]["sides"].items():
+        measured = {"forward"} if name.endswith("weights") else {"step"} if "compiled" in name else {"step", "forward"}
+        assert set(side) == measured, name
         assert all(0 < times["min_ms"] <= times["median_ms"] for times in side.values())
     assert "| L1 |" in table
 
