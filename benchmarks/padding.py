@@ -200,7 +200,7 @@ def to_table(result: dict[str, Any]) -> str:
         "samples, and padded over true floating-point operations of training wav2vec2-base "
         f"({result['true_training_tflop_per_epoch']} TFLOP an epoch without padding; 1 MAC = 2 FLOP).",
         "",
-        "Buckets, bounds by dynamic programming; *filled* counts the masked rows that complete the last batch of each "
+        "Buckets, bounds by dynamic programming; *filled* counts leftovers too: masked rows, and what joins the next "
         f"bucket (batches of {result['batch_size_of_buckets']}). A run that names no number takes {result['default_buckets']}:",
         "",
         common.table(

@@ -93,7 +93,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(4, 4.0, 7, 16, part_seconds=40.0),
+    "cpu": Preset(4, 4.0, 7, 16, part_seconds=32.0),
     "gpu": Preset(8, 4.5, 20, 40, in_a_row=8, float32=False, folds=5),
     "smoke": Preset(2, 0.5, 2, 2, part_seconds=6.0, folds=2),
 }

@@ -7,6 +7,8 @@ matrix are fixed for a run, so that each bucket is one compiled program. The ord
 
 import collections
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,8 +46,8 @@ class Buckets:
     Attributes:
         bounds: padded length of each bucket in samples, ascending.
         batch_sizes: utterances in each bucket's batches.
-        transcript_widths: symbols in each bucket's transcript matrix.
-        bucket_of: [rows] the bucket of each utterance of the corpus.
+        transcript_widths: symbols in each bucket's transcript matrix, ascending.
+        bucket_of: [rows] the first bucket that holds each utterance of the corpus.
     """
 
     bounds: tuple[int, ...]
@@ -166,7 +168,7 @@ def make_buckets(
             )
     widths = []
     for bucket in range(len(bounds)):
-        longest = int(transcript_lengths[bucket_of == bucket].max(initial=1))
+        longest = int(transcript_lengths[bucket_of <= bucket].max(initial=1))  # leftovers of shorter ones come along
         widths.append(-(-longest // _TRANSCRIPT_MULTIPLE) * _TRANSCRIPT_MULTIPLE)
     return Buckets(tuple(int(bound) for bound in bounds), tuple(sizes), tuple(widths), bucket_of)
 
@@ -174,6 +176,7 @@ def make_buckets(
 def plan_epoch(rows: Sequence[int] | np.ndarray, buckets: Buckets, *, seed: int, epoch: int) -> list[PlannedBatch]:
     """The batches of one epoch: each utterance once, shuffled within its bucket, buckets in random turns.
 
+    Which utterances are left over, and so may join longer ones, is random too.
     ``seed`` decides which utterances go together. When it is a bucket's turn follows from the epoch alone, so that
     trainings on different utterances can go through one epoch together: see :func:`plan_together`.
     """
@@ -216,16 +219,42 @@ def plan_together(
     return [tuple(batches.get(turn) or missed(turn[0]) for batches in numbered) for turn in turns]
 
 
-def plan_in_order(rows: Sequence[int] | np.ndarray, buckets: Buckets) -> list[PlannedBatch]:
-    """The batches of an evaluation: each utterance once, bucket by bucket."""
-    return _in_buckets(np.asarray(rows, np.int64), buckets)
+def plan_in_order(rows: Sequence[int] | np.ndarray, buckets: Buckets, *, singles: bool = False) -> list[PlannedBatch]:
+    """The batches of an evaluation: each utterance once, bucket by bucket.
+
+    Args:
+        rows: utterances.
+        buckets: the shapes.
+        singles: an utterance that would have a batch for itself is a batch of one row instead.
+    """
+    return _in_buckets(np.asarray(rows, np.int64), buckets, singles=singles)
 
 
-def _in_buckets(rows: np.ndarray, buckets: Buckets) -> list[PlannedBatch]:
-    batches = []
+def _in_buckets(rows: np.ndarray, buckets: Buckets, *, singles: bool = False) -> list[PlannedBatch]:
+    """Full batches of each bucket, whose leftover has a batch of its own or joins longer utterances, as pads least in all."""
+    members_of = [rows[buckets.bucket_of[rows] == bucket] for bucket in range(len(buckets))]
+
+    @functools.cache
+    def least(bucket: int, joining: int) -> tuple[float, bool]:
+        """Padded samples of this bucket and all behind it, and whether its leftover joins the next one's utterances."""
+        if bucket == len(buckets):
+            return math.inf if joining else 0.0, False
+        size = buckets.batch_sizes[bucket]
+        full, left = divmod(joining + len(members_of[bucket]), size)
+        bound = buckets.bounds[bucket]
+        filled = 1 if singles and left == 1 else size if left else 0
+        alone = (full * size + filled) * bound + least(bucket + 1, 0)[0]
+        return min((alone, False), (full * size * bound + least(bucket + 1, left)[0], True))
+
+    batches, leftover = [], rows[:0]
     for bucket, size in enumerate(buckets.batch_sizes):
-        members = rows[buckets.bucket_of[rows] == bucket]
-        for start in range(0, len(members), size):
-            chosen = members[start : start + size]
-            batches.append(PlannedBatch(bucket, np.pad(chosen, (0, size - len(chosen)), constant_values=FILL)))
+        _, joins = least(bucket, len(leftover))
+        members = np.concatenate([leftover, members_of[bucket]])
+        whole = len(members) // size * size
+        batches += [PlannedBatch(bucket, batch) for batch in members[:whole].reshape(-1, size)]
+        leftover = members[whole:]
+        if len(leftover) and not joins:
+            missing = 0 if singles and len(leftover) == 1 else size - len(leftover)
+            batches.append(PlannedBatch(bucket, np.pad(leftover, (0, missing), constant_values=FILL)))
+            leftover = rows[:0]
     return batches

@@ -131,10 +131,9 @@ class Ensemble:
         bucket_of = np.searchsorted(self._bounds, lengths)
         buckets = Buckets(self._bounds, self._rows, (0,) * len(self._bounds), bucket_of)
         found: dict[int, Scores] = {}
-        for planned in plan_in_order(np.arange(len(utterances)), buckets):
-            rows = planned.rows[planned.rows != FILL]
-            # A single utterance does not wait for a batch of padding.
-            size = 1 if len(rows) == 1 else len(planned.rows)
+        # A single utterance does not wait for a batch of padding.
+        for planned in plan_in_order(np.arange(len(utterances)), buckets, singles=True):
+            rows, size = planned.rows[planned.rows != FILL], len(planned.rows)
             audio = np.zeros((size, self._bounds[planned.bucket]), np.int16)
             for place, row in enumerate(rows):
                 audio[place, : lengths[row]] = utterances[row][: lengths[row]]

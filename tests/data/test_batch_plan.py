@@ -94,8 +94,7 @@ def test_an_epoch_holds_every_utterance_once_in_a_bucket_that_fits(lengths, seed
         assert len(batch.rows) == buckets.batch_sizes[batch.bucket]
         real = batch.rows[batch.rows != FILL]
         assert len(real) > 0
-        below = buckets.bounds[batch.bucket - 1] if batch.bucket else 0
-        assert all(below < lengths[row] <= buckets.bounds[batch.bucket] for row in real)
+        assert all(lengths[row] <= buckets.bounds[batch.bucket] for row in real)
         assert all(row % 50 <= buckets.transcript_widths[batch.bucket] for row in real)
 
 
@@ -107,6 +106,47 @@ def test_at_most_one_partial_batch_per_bucket(lengths):
         batch.bucket for batch in plan_epoch(range(len(lengths)), buckets, seed=0, epoch=0) if FILL in batch.rows
     ]
     assert len(partial) == len(set(partial))
+
+
+def test_leftovers_join_longer_utterances_where_that_pads_less():
+    def planned(*lengths: int) -> list[tuple[int, int]]:
+        """The bound, and how many utterances there are, of each batch."""
+        buckets = buckets_of(list(lengths), num_buckets=len(set(lengths)))
+        plan = plan_in_order(range(len(lengths)), buckets)
+        return [(buckets.bounds[batch.bucket], int((batch.rows != FILL).sum())) for batch in plan]
+
+    assert planned(*[16_000] * 5, *[19_200] * 3) == [(16_000, 4), (19_200, 4)]
+    assert planned(*[16_000] * 5, *[19_200] * 4) == [(16_000, 4), (16_000, 1), (19_200, 4)], (
+        "a batch of 19,200 would be more"
+    )
+    assert planned(*[1_600] * 5, *[64_000] * 3) == [(1_600, 4), (64_000, 4)], "free: that batch is computed anyway"
+    assert planned(*[1_600] * 5, 64_000, 65_600, 65_600) == [(1_600, 4), (65_600, 4)], (
+        "over a bucket that is not filled"
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(LENGTHS)
+def test_single_utterances_may_be_batches_of_one_row(lengths):
+    buckets = buckets_of(lengths)
+    plan = plan_in_order(range(len(lengths)), buckets, singles=True)
+    assert sorted(row for batch in plan for row in batch.rows if row != FILL) == list(range(len(lengths)))
+    for batch in plan:
+        assert len(batch.rows) == (1 if (batch.rows != FILL).sum() == 1 else buckets.batch_sizes[batch.bucket])
+    two = buckets_of([16_000, 32_000], num_buckets=2)
+    assert [(len(batch.rows), batch.bucket) for batch in plan_in_order([0, 1], two)] == [(4, 1)]
+    assert [(len(batch.rows), batch.bucket) for batch in plan_in_order([0, 1], two, singles=True)] == [(1, 0), (1, 1)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.sampled_from([None, 3.0]))
+def test_no_bucket_for_itself_would_pad_less(lengths, batch_seconds):
+    buckets = buckets_of(lengths, batch_seconds=batch_seconds)
+    cost = np.array(buckets.batch_sizes) * np.array(buckets.bounds)
+    counts = np.bincount(buckets.bucket_of, minlength=len(buckets))
+    apart = (-(-counts // np.array(buckets.batch_sizes)) * cost).sum()
+    assert sum(cost[batch.bucket] for batch in plan_in_order(range(len(lengths)), buckets)) <= apart
+    assert list(buckets.transcript_widths) == sorted(buckets.transcript_widths)
 
 
 def test_the_order_follows_from_seed_and_epoch_alone():
