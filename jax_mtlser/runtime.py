@@ -84,17 +84,18 @@ def tune_allocator() -> bool:
     XLA allocates and frees its buffers at each call; with glibc's defaults every large one costs page faults. The price is
     memory: a buffer does not always fit where the last one of its size was, and what is free between two of them stays. A
     step of wav2vec2-base with 8 x 4.5 s took 4.1 s instead of 4.9 on an Intel Xeon, and 6.9 GB instead of 6.3; on an AMD EPYC,
-    against a threshold of 2 GB, 5.6 s instead of 6.8, and 9.2 GB instead of 6.5. Where the user has set anything in glibc's own
-    environment variables (``MALLOC_TRIM_THRESHOLD_``, in bytes, or ``GLIBC_TUNABLES``), nothing else is set.
+    against a threshold of 2 GB, 5.6 s instead of 6.8, and 9.2 GB instead of 6.5. Where the user has set, in
+    glibc's own environment variables, when memory goes back (``MALLOC_TRIM_THRESHOLD_`` and its kin, ``GLIBC_TUNABLES``), nothing
+    is set.
 
     Called by the command-line programs, not on import: it changes the whole process.
 
     Returns:
         Whether glibc took all settings (False on other platforms, and where the user has set some).
     """
-    own = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get(
-        "GLIBC_TUNABLES", ""
-    )
+    returning = ("trim_threshold", "mmap_threshold", "mmap_max", "top_pad")
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    own = any(f"MALLOC_{name.upper()}_" in os.environ or f"glibc.malloc.{name}" in tunables for name in returning)
     if own or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt

@@ -28,9 +28,10 @@ __all__ = [
 FILL = -1  # row number that only fills the last batch of a bucket
 
 _TRANSCRIPT_MULTIPLE = 8
-# How many buckets there are where nobody says. On a CPU of two cores, a bucket's two programs take about as long to compile
-# as four batches of 8 take to train, so a bucket pays within an epoch; on an H200, where they take as long as a thousand
-# batches, within the paper's ten folds of 100 epochs three times over.
+# How many buckets there are where nobody says, whatever the machine, so that batches are the same on all. On a CPU of two
+# cores, a bucket's two programs take about as long to compile as four to eight batches of 8 take to train, so that a bucket
+# pays within two epochs; on an H200, where they take as long as a thousand batches, within two or three of the paper's folds
+# of 100 epochs.
 _WORTH_BATCHES = 4.0
 _MOST_BUCKETS = 24
 
@@ -48,12 +49,14 @@ class Buckets:
         batch_sizes: utterances in each bucket's batches.
         transcript_widths: symbols in each bucket's transcript matrix, ascending.
         bucket_of: [rows] the first bucket that holds each utterance of the corpus.
+        joins: leftovers may join longer utterances; not where what an utterance gives depends on its padding.
     """
 
     bounds: tuple[int, ...]
     batch_sizes: tuple[int, ...]
     transcript_widths: tuple[int, ...]
     bucket_of: np.ndarray
+    joins: bool = True
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -128,6 +131,7 @@ def make_buckets(
     batch_seconds: float | None,
     rows_multiple: int,
     multiple: int,
+    joins: bool = True,
     sample_rate: int = 16_000,
 ) -> Buckets:
     """Fix the shapes of a run from the whole corpus, so that all folds share their compiled programs.
@@ -140,6 +144,7 @@ def make_buckets(
         batch_seconds: padded seconds per batch.
         rows_multiple: batch sizes are multiples of this (devices times accumulation steps).
         multiple: bounds are multiples of this (the encoder's hop).
+        joins: see :class:`Buckets`.
         sample_rate: samples per second.
 
     Raises:
@@ -170,7 +175,7 @@ def make_buckets(
     for bucket in range(len(bounds)):
         longest = int(transcript_lengths[bucket_of <= bucket].max(initial=1))  # leftovers of shorter ones come along
         widths.append(-(-longest // _TRANSCRIPT_MULTIPLE) * _TRANSCRIPT_MULTIPLE)
-    return Buckets(tuple(int(bound) for bound in bounds), tuple(sizes), tuple(widths), bucket_of)
+    return Buckets(tuple(int(bound) for bound in bounds), tuple(sizes), tuple(widths), bucket_of, joins)
 
 
 def plan_epoch(rows: Sequence[int] | np.ndarray, buckets: Buckets, *, seed: int, epoch: int) -> list[PlannedBatch]:
@@ -239,6 +244,8 @@ def _in_buckets(rows: np.ndarray, buckets: Buckets, *, singles: bool = False) ->
         """Padded samples of this bucket and all behind it, and whether its leftover joins the next one's utterances."""
         if bucket == len(buckets):
             return math.inf if joining else 0.0, False
+        if joining and not buckets.joins:
+            return math.inf, False
         size = buckets.batch_sizes[bucket]
         full, left = divmod(joining + len(members_of[bucket]), size)
         bound = buckets.bounds[bucket]

@@ -22,7 +22,7 @@ from jax_mtlser.config import (
 from jax_mtlser.corpora.load import load_corpus
 from jax_mtlser.corpora.manifest import Manifest, ManifestError
 from jax_mtlser.data.audio import SAMPLE_RATE
-from jax_mtlser.data.batch_plan import Buckets, make_buckets, plan_epoch
+from jax_mtlser.data.batch_plan import Buckets, make_buckets, plan_epoch, plan_in_order
 from jax_mtlser.data.batches import BatchSource
 from jax_mtlser.data.labels import LabelMaps, encode_targets, normalized_transcripts
 from jax_mtlser.data.packed import PackedAudio, Skipped, pack
@@ -113,8 +113,9 @@ class Experiment:
         transcripts, buckets, language = self.transcripts, self.buckets, config.model.vocabulary.language
         if language != self.config.model.vocabulary.language:
             transcripts = normalized_transcripts(self.manifest, language)
-        before = (self.config.batching, self.encoder.arch.hop(), self.mesh)
-        if (config.batching, encoder.arch.hop(), mesh) != before or transcripts is not self.transcripts:
+        before = (self.config.batching, self.config.model.encoder.hf_compat, self.encoder.arch.hop(), self.mesh)
+        wanted = (config.batching, config.model.encoder.hf_compat, encoder.arch.hop(), mesh)
+        if wanted != before or transcripts is not self.transcripts:
             buckets = _buckets(config, self.audio, transcripts, encoder.arch, mesh)
         return dataclasses.replace(
             self, config=config, encoder=encoder, mesh=mesh, transcripts=transcripts, buckets=buckets
@@ -151,7 +152,9 @@ class Experiment:
 
     def _summarise(self) -> None:
         lengths, buckets = self.audio.lengths, self.buckets
-        padded = np.asarray(buckets.bounds)[buckets.bucket_of].sum()
+        padded = sum(
+            len(batch.rows) * buckets.bounds[batch.bucket] for batch in plan_in_order(range(len(lengths)), buckets)
+        )
         bounds = " ".join(f"{bound / SAMPLE_RATE:.2f}" for bound in buckets.bounds)
         self.display.line(
             f"{self.manifest.name}: {len(self.manifest)} utterances, {lengths.sum() / SAMPLE_RATE / 60:.1f} min"
@@ -431,12 +434,13 @@ def _buckets(
         batch_seconds=batching.batch_seconds,
         rows_multiple=batching.accumulation_steps * mesh.shape["data"],
         multiple=arch.hop(),
+        joins=not config.model.encoder.hf_compat,
         sample_rate=SAMPLE_RATE,
     )
 
 
 def _equal(one: Buckets, other: Buckets) -> bool:
-    shapes = [(b.bounds, b.batch_sizes, b.transcript_widths) for b in (one, other)]
+    shapes = [(b.bounds, b.batch_sizes, b.transcript_widths, b.joins) for b in (one, other)]
     return one is other or (shapes[0] == shapes[1] and np.array_equal(one.bucket_of, other.bucket_of))
 
 

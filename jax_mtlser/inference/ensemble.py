@@ -129,7 +129,8 @@ class Ensemble:
         # Conversion of a longest recording's rate may round one sample up.
         lengths = np.minimum(lengths, self._bounds[-1])
         bucket_of = np.searchsorted(self._bounds, lengths)
-        buckets = Buckets(self._bounds, self._rows, (0,) * len(self._bounds), bucket_of)
+        joins = not self.members[0].model.options.hf_compat
+        buckets = Buckets(self._bounds, self._rows, (0,) * len(self._bounds), bucket_of, joins)
         found: dict[int, Scores] = {}
         # A single utterance does not wait for a batch of padding.
         for planned in plan_in_order(np.arange(len(utterances)), buckets, singles=True):

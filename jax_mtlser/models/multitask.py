@@ -28,7 +28,8 @@ TASKS = (*UTTERANCE_TASKS, "asr")
 
 
 def ready_to_multiply(params: Any, dtype: DTypeLike) -> Any:
-    """Parameters of the model with the encoder's kernels as its products take them: nothing that it says changes.
+    """Parameters of the model with the encoder's kernels as its products take them: nothing that it says changes but by
+    rounding.
 
     In training they are float32, and each step casts or transforms them; where they stay the same, once is enough.
     """

@@ -6,12 +6,15 @@ log back to the restored step, 4. continue the epoch's batch plan behind the bat
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jax_mtlser.config import Selection, TrainingConfig
-from jax_mtlser.data.batch_plan import FILL, PlannedBatch, plan_epoch
+from jax_mtlser.data.batch_plan import FILL, PlanError, PlannedBatch, plan_epoch
 from jax_mtlser.evaluation.metrics import score
 from jax_mtlser.evaluation.predictions import Part
 from jax_mtlser.run_folder import MemberFolder
@@ -56,12 +59,14 @@ class Progress:
         step: optimizer steps taken.
         best: highest validation score so far.
         best_step, best_epoch: where it was reached.
+        plan: what tells the batches of the first epoch from others.
     """
 
     step: int = 0
     best: float = -math.inf
     best_step: int = 0
     best_epoch: int = 0
+    plan: str = ""
 
     def saved(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -118,9 +123,13 @@ class Trainee:
         return self.judge.member
 
     @functools.cached_property
+    def _first_epoch(self) -> list[PlannedBatch]:
+        return plan_epoch(self.train_rows, self.judge.source.buckets, seed=self.seed, epoch=0)
+
+    @property
     def per_epoch(self) -> int:
         """Steps in an epoch."""
-        return len(plan_epoch(self.train_rows, self.judge.source.buckets, seed=self.seed, epoch=0))
+        return len(self._first_epoch)
 
     @property
     def total_steps(self) -> int:
@@ -140,14 +149,26 @@ class Trainee:
         return judged
 
     def begin(self) -> TrainState:
-        """The state to go on from: the latest that was saved, or the initial one."""
+        """The state to go on from: the latest that was saved, or the initial one.
+
+        Raises:
+            PlanError: the one that was saved has been through other batches.
+        """
+        plan = hashlib.sha256()
+        for batch in self._first_epoch:
+            plan.update(np.array([batch.bucket, *batch.rows]).tobytes())
         self._checkpoints = TrainingCheckpoints(self.folder.checkpoints)
         restored = self._checkpoints.restore_latest(self.like)
         if restored is not None:
             state, self.progress = restored.state, Progress(**restored.progress)
+            if self.progress.plan != plan.hexdigest():
+                raise PlanError(
+                    f"{self.name}: the training saved in {self.folder.checkpoints} went through batches that this version of "
+                    "jax_mtlser does not plan: let the version that began it finish it, or delete that folder to begin again"
+                )
             self.display.line(f"{self.name}: going on after step {self.progress.step}")
         else:
-            state = self.initial_state()
+            state, self.progress.plan = self.initial_state(), plan.hexdigest()
         self._saved_step = self.progress.step
         processes.on_first(self._open_log)
         return state

@@ -95,7 +95,7 @@ def test_padding(run):
     assert ours == sorted(ours, reverse=True)
     for row in result["buckets"]:
         assert 1 <= row["ours"]["samples"] <= row["ours"]["flops"]
-        assert row["ours"]["samples"] <= row["ours_with_filled_rows"]["samples"]
+        assert row["ours"]["samples"] <= row["ours_with_filled_rows"]["samples"] <= row["ours_in_test_folds"]["samples"]
         assert row["ours"]["samples"] <= min(row["geometric"]["samples"], row["quantile"]["samples"])
         assert len(row["bounds_seconds"]) == row["buckets"]
     assert result["buckets"][0]["ours"]["samples"] == pytest.approx(result["all_to_longest"]["samples"], rel=0.01)

@@ -1,5 +1,6 @@
 """Batch plans: every utterance once, bounds of least padding, order from (seed, epoch) alone."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -139,14 +140,27 @@ def test_single_utterances_may_be_batches_of_one_row(lengths):
 
 
 @settings(max_examples=60, deadline=None)
-@given(LENGTHS, st.sampled_from([None, 3.0]))
-def test_no_bucket_for_itself_would_pad_less(lengths, batch_seconds):
-    buckets = buckets_of(lengths, batch_seconds=batch_seconds)
-    cost = np.array(buckets.batch_sizes) * np.array(buckets.bounds)
-    counts = np.bincount(buckets.bucket_of, minlength=len(buckets))
-    apart = (-(-counts // np.array(buckets.batch_sizes)) * cost).sum()
-    assert sum(cost[batch.bucket] for batch in plan_in_order(range(len(lengths)), buckets)) <= apart
+@given(LENGTHS, st.sampled_from([None, 3.0]), st.booleans())
+def test_no_other_choice_of_leftovers_that_join_pads_less(lengths, batch_seconds, singles):
+    buckets = buckets_of(lengths, num_buckets=4, batch_seconds=batch_seconds)
+    counts = np.bincount(buckets.bucket_of, minlength=len(buckets)).tolist()
+
+    def padded(joins: tuple[bool, ...]) -> int:
+        total = waiting = 0
+        for count, size, bound, goes_on in zip(counts, buckets.batch_sizes, buckets.bounds, joins, strict=True):
+            full, left = divmod(waiting + count, size)
+            total += (full * size + (0 if goes_on or not left else 1 if singles and left == 1 else size)) * bound
+            waiting = left if goes_on else 0
+        return total
+
+    choices = itertools.product([False, True], repeat=len(buckets) - 1)
+    plan = plan_in_order(range(len(lengths)), buckets, singles=singles)
+    found = sum(len(batch.rows) * buckets.bounds[batch.bucket] for batch in plan)
+    assert found == min(padded((*choice, False)) for choice in choices)
     assert list(buckets.transcript_widths) == sorted(buckets.transcript_widths)
+    apart = plan_in_order(range(len(lengths)), dataclasses.replace(buckets, joins=False), singles=singles)
+    assert sum(len(batch.rows) * buckets.bounds[batch.bucket] for batch in apart) == padded((False,) * len(buckets))
+    assert all(buckets.bucket_of[row] == batch.bucket for batch in apart for row in batch.rows if row != FILL)
 
 
 def test_the_order_follows_from_seed_and_epoch_alone():

@@ -15,6 +15,7 @@ from rich.console import Console
 from tiny import saved_parameters, tiny_config, write_corpus
 
 from jax_mtlser.config import Variant
+from jax_mtlser.data import batch_plan
 from jax_mtlser.evaluation.predictions import read_predictions
 from jax_mtlser.experiments.runner import evaluate_run, train_run
 from jax_mtlser.run_folder import RunFolder, read_json, read_json_lines
@@ -146,6 +147,12 @@ def test_an_interrupted_population_saves_all_its_members_and_goes_on_to_the_same
             train(settings(corpus), run.path)
     assert list(run.claims.iterdir()) == []
     assert all(list(run.member(name).checkpoints.iterdir()) for name in CHOSEN)
+    with monkeypatch.context() as patched:
+        planned = batch_plan._in_buckets
+        patched.setattr(batch_plan, "_in_buckets", lambda rows, *rest, **options: planned(rows[::-1], *rest, **options))
+        failed, shown = train(settings(corpus), run.path)
+    assert failed == len(CHOSEN)
+    assert "went through batches that this version of jax_mtlser does not plan" in " ".join(shown.split())
     failed, shown = train(settings(corpus), run.path)
     assert failed == 0
     assert f"training together: {', '.join(CHOSEN)}" in shown

@@ -16,6 +16,7 @@ import soundfile
 import jax_mtlser
 from jax_mtlser.config import Precision
 from jax_mtlser.data.audio import AudioError
+from jax_mtlser.data.batch_plan import Buckets
 from jax_mtlser.evaluation.predictions import read_predictions
 from jax_mtlser.inference.ensemble import Ensemble
 from jax_mtlser.inference.hearing import Windows, WindowsError
@@ -60,6 +61,24 @@ def test_an_answer_does_not_depend_on_its_company(run, recognizer):
         for i, said in zip(order, together, strict=True):
             np.testing.assert_allclose(numbers(said), numbers(alone[i]), rtol=0, atol=SAME)
             np.testing.assert_allclose(said.embedding, alone[i].embedding, rtol=0, atol=SAME)
+
+
+def test_where_padding_counts_company_does_not_change_it(run, monkeypatch):
+    (member,) = Recognizer.load(run, "r0_f0").members
+    options = dataclasses.replace(member.model.options, hf_compat=True)
+    member = dataclasses.replace(member, model=member.model.clone(options=options))
+    ensemble = Ensemble([member], calibrated=False, dtype=np.float32, batch_seconds=4.0)
+    clip = (3e4 * noise(0.5, 0)).astype(np.int16)
+    longer = [(3e4 * noise(1.4, number)).astype(np.int16) for number in (1, 2)]
+
+    def said(*others: np.ndarray) -> np.ndarray:
+        return ensemble.scores([clip, clip, *others], Asked(embedding=True))[0].embedding
+
+    alone = said()
+    np.testing.assert_allclose(said(*longer), alone, rtol=0, atol=1e-6)
+    # Otherwise the clips would have joined the others, and been padded as far.
+    monkeypatch.setattr("jax_mtlser.inference.ensemble.Buckets", lambda *values: Buckets(*values[:4]))
+    assert np.abs(said(*longer) - alone).max() > 1e-3
 
 
 def test_lengths_and_numbers_of_recordings_compile_a_bounded_number_of_programs(run):
