@@ -28,14 +28,29 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _commit() -> str | None:
+    """Of the code that measures, with ``+`` where it was changed since; None without git, or outside a clone."""
+
+    def git(*arguments: str) -> str:
+        output = subprocess.check_output(("git", *arguments), cwd=RESULTS.parent, text=True, stderr=subprocess.DEVNULL)
+        return output.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + "+" * bool(
+            git("status", "--porcelain", "../jax_mtlser", "*.py")
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+COMMIT = _commit()  # at the start: a long run ends with another tree
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores this process may use, devices and versions."""
     found = {"processor": processor(), "cores": runtime.available_cores(), **runtime.versions()}
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or not a clone
-        describe = ("git", "describe", "--always", "--dirty", "--abbrev=10")
-        found["commit"] = subprocess.check_output(
-            describe, cwd=RESULTS.parent, text=True, stderr=subprocess.DEVNULL
-        ).strip()
+    if COMMIT:
+        found["commit"] = COMMIT
     with contextlib.suppress(metadata.PackageNotFoundError):
         found["torch"] = metadata.version("torch")
     return found
@@ -113,6 +128,6 @@ def write(output: Path, name: str, result: dict[str, Any], text: str) -> None:
 
 def in_a_line(where: Mapping[str, Any]) -> str:
     """A machine and its versions; nothing need have run on it, some benchmarks only count."""
-    versions = ", ".join(f"{name} {where[name]}" for name in ("jax", "flax", "torch") if name in where)
+    versions = ", ".join(f"{name} {where[name]}" for name in ("commit", "jax", "flax", "torch") if name in where)
     parts = f"{where['processor']}, {where['cores']} cores, {where['device']}"
     return f"Machine: {parts}; Python {where['python']}, {versions}."

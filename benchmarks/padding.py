@@ -18,10 +18,19 @@ import workload
 
 from jax_mtlser.architecture import EncoderArchitecture
 from jax_mtlser.data.audio import SAMPLE_RATE
-from jax_mtlser.data.batch_plan import FILL, Buckets, choose_bounds, make_buckets, plan_epoch
+from jax_mtlser.data.batch_plan import (
+    FILL,
+    Buckets,
+    PlannedBatch,
+    choose_bounds,
+    make_buckets,
+    plan_epoch,
+    plan_in_order,
+)
 from jax_mtlser.models.flops import training_macs
 
 BUCKETS = tuple(range(1, 25))
+TEST_FOLDS = 10
 BATCH_SIZES = (2, 8, 32, 128)
 DRAWS = 5  # random orders that a factor is the mean of
 SHORTEST_BOUND_PERCENTILE = 1  # where geometric bounds start
@@ -97,22 +106,30 @@ class Counter:
 
 
 def bucket_row(count: Counter, number: int) -> dict[str, Any]:
-    """Our buckets, the rows that fill up their last batches, and two simpler ways to choose bounds."""
+    """Our buckets, leftovers of batches, ten random test folds, and two simpler ways to choose bounds."""
     lengths, hop = count.lengths, count.arch.hop()
     best, buckets = choose_bounds(lengths, number, hop), buckets_of(count, number)
     assert buckets.bounds == tuple(best)
     plan = plan_epoch(range(len(lengths)), buckets, seed=0, epoch=0)
     assert sum(int((planned.rows != FILL).sum()) for planned in plan) == len(lengths)
-    filled = np.concatenate([np.full(len(planned.rows), buckets.bounds[planned.bucket]) for planned in plan])
+    filled = padded_to(plan, buckets)
+    folds = np.array_split(np.random.default_rng(0).permutation(len(lengths)), min(TEST_FOLDS, len(lengths)))
+    tested = np.concatenate([padded_to(plan_in_order(fold, buckets), buckets) for fold in folds])
     return {
         "buckets": number,
         "bounds_seconds": [round(bound / SAMPLE_RATE, 2) for bound in buckets.bounds],
         "ours": count.padded(best[buckets.bucket_of]).rounded(),
         "ours_with_filled_rows": count.padded(filled).rounded(),
+        "ours_in_test_folds": count.padded(tested).rounded(),
         "steps": len(plan),
         "geometric": in_buckets(count, geometric_bounds(lengths, number, hop)).rounded(),
         "quantile": in_buckets(count, quantile_bounds(lengths, number, hop)).rounded(),
     }
+
+
+def padded_to(plan: Sequence[PlannedBatch], buckets: Buckets) -> np.ndarray:
+    """Of all rows of all batches, those that only fill included."""
+    return np.concatenate([np.full(len(planned.rows), buckets.bounds[planned.bucket]) for planned in plan])
 
 
 def buckets_of(count: Counter, number: int | None) -> Buckets:
@@ -182,6 +199,7 @@ def to_table(result: dict[str, Any]) -> str:
             row["buckets"],
             *(f"{row['ours'][kind]:.3f}" for kind in ("samples", "flops")),
             *(f"{row['ours_with_filled_rows'][kind]:.3f}" for kind in ("samples", "flops")),
+            f"{row['ours_in_test_folds']['samples']:.3f}",
             *(f"{row[kind]['flops']:.3f}" for kind in ("geometric", "quantile")),
             row["steps"],
         ]
@@ -204,8 +222,8 @@ def to_table(result: dict[str, Any]) -> str:
         f"bucket (batches of {result['batch_size_of_buckets']}). A run that names no number takes {result['default_buckets']}:",
         "",
         common.table(
-            ["buckets", "samples", "FLOPs", "samples, filled", "FLOPs, filled", "FLOPs, geometric bounds",
-             "FLOPs, equal counts", "steps"],
+            ["buckets", "samples", "FLOPs", "samples, filled", "FLOPs, filled", "samples, ten test folds",
+             "FLOPs, geometric bounds", "FLOPs, equal counts", "steps"],
             ours,
         ),
         f"Batches padded to their longest utterance, mean of {result['draws']} random orders; grouped by length as "

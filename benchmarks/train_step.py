@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lengths = workload.thinned(workload.lengths(options.lengths), options.utterances)
     corpus = Corpus.create(lengths, options.encoder)
     if preset.part_seconds is not None and corpus.fast == "float32":
-        # Activations are twice as large: three sides with parts of 40 s did not fit into 24 GB.
+        # Activations are twice as large: three sides with as long parts did not fit into 24 GB.
         preset = dataclasses.replace(preset, part_seconds=preset.part_seconds / 2)
     if options.compile_only:
         compile_part(corpus, preset, *options.compile_only, l2=torch.cuda.is_available() and not options.without_l2)
