@@ -160,7 +160,7 @@ def test_the_demo_reaches_what_the_readme_says(tmp_path):
     pytest.importorskip("espeakng_loader")
     assert train(DEMO, f"--workdir={tmp_path}/run", "--config.training.data_devices=1") == 0
     pooled = read_json(RunFolder(tmp_path / "run").results)["pooled"]
-    assert pooled["ua"] >= 0.78  # seeds 0 and 1, leftovers joined or apart: 0.813 to 0.878
+    assert pooled["ua"] >= 0.85
     assert pooled["gender_accuracy"] >= 0.95
     assert pooled["speaker_accuracy"] >= 0.85
     assert pooled["wer"] <= 0.5
