@@ -86,7 +86,7 @@ def tune_allocator() -> bool:
     step of wav2vec2-base with 8 x 4.5 s took 4.1 s instead of 4.9 on an Intel Xeon, and 6.9 GB instead of 6.3; on an AMD EPYC,
     against a threshold of 2 GB, 5.6 s instead of 6.8, and 9.2 GB instead of 6.5. Where the user has set, in
     glibc's own environment variables, when memory goes back (``MALLOC_TRIM_THRESHOLD_`` and its kin, ``GLIBC_TUNABLES``), nothing
-    is set.
+    is set; a number of arenas (``MALLOC_ARENA_MAX``) is kept, and the rest set.
 
     Called by the command-line programs, not on import: it changes the whole process.
 
@@ -101,8 +101,9 @@ def tune_allocator() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     # Numbers of malloc.h. Without a threshold nothing is returned; the greatest that there can be, 2 GB, is less than a
     # step of long batches frees.
-    arena_max, mmap_max, trim_threshold, top_pad = (-8, 1), (-4, 0), (-1, -1), (-2, 64 << 20)
-    taken = [mallopt(*setting) == 1 for setting in (arena_max, mmap_max, trim_threshold, top_pad)]
+    mmap_max, trim_threshold, top_pad, arena_max = (-4, 0), (-1, -1), (-2, 64 << 20), (-8, 1)
+    arenas = [] if "MALLOC_ARENA_MAX" in os.environ or "glibc.malloc.arena_max" in tunables else [arena_max]
+    taken = [mallopt(*setting) == 1 for setting in (mmap_max, trim_threshold, top_pad, *arenas)]
     return all(taken)
 
 
