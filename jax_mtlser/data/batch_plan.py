@@ -8,6 +8,7 @@ matrix are fixed for a run, so that each bucket is one compiled program. The ord
 import collections
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ __all__ = [
     "PlanError",
     "PlannedBatch",
     "choose_bounds",
+    "digest",
     "make_buckets",
     "plan_epoch",
     "plan_in_order",
@@ -233,6 +235,14 @@ def plan_in_order(rows: Sequence[int] | np.ndarray, buckets: Buckets, *, singles
         singles: an utterance that would have a batch for itself is a batch of one row instead.
     """
     return _in_buckets(np.asarray(rows, np.int64), buckets, singles=singles)
+
+
+def digest(plan: Sequence[PlannedBatch]) -> str:
+    """What tells these batches, in this order, from others."""
+    found = hashlib.sha256()
+    for batch in plan:
+        found.update(np.array([batch.bucket, *batch.rows], np.int64).tobytes())
+    return found.hexdigest()
 
 
 def _in_buckets(rows: np.ndarray, buckets: Buckets, *, singles: bool = False) -> list[PlannedBatch]:

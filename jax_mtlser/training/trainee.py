@@ -6,15 +6,12 @@ log back to the restored step, 4. continue the epoch's batch plan behind the bat
 
 import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jax_mtlser.config import Selection, TrainingConfig
-from jax_mtlser.data.batch_plan import FILL, PlanError, PlannedBatch, plan_epoch
+from jax_mtlser.data.batch_plan import FILL, PlanError, PlannedBatch, digest, plan_epoch
 from jax_mtlser.evaluation.metrics import score
 from jax_mtlser.evaluation.predictions import Part
 from jax_mtlser.run_folder import MemberFolder
@@ -59,7 +56,7 @@ class Progress:
         step: optimizer steps taken.
         best: highest validation score so far.
         best_step, best_epoch: where it was reached.
-        plan: what tells the batches of the first epoch from others.
+        plan: digest of the first epoch's batches.
     """
 
     step: int = 0
@@ -154,21 +151,19 @@ class Trainee:
         Raises:
             PlanError: the one that was saved has been through other batches.
         """
-        plan = hashlib.sha256()
-        for batch in self._first_epoch:
-            plan.update(np.array([batch.bucket, *batch.rows]).tobytes())
+        plan = digest(self._first_epoch)
         self._checkpoints = TrainingCheckpoints(self.folder.checkpoints)
         restored = self._checkpoints.restore_latest(self.like)
         if restored is not None:
             state, self.progress = restored.state, Progress(**restored.progress)
-            if self.progress.plan != plan.hexdigest():
+            if self.progress.plan != plan:
                 raise PlanError(
                     f"{self.name}: the training saved in {self.folder.checkpoints} went through batches that this version of "
                     "jax_mtlser does not plan: let the version that began it finish it, or delete that folder to begin again"
                 )
             self.display.line(f"{self.name}: going on after step {self.progress.step}")
         else:
-            state, self.progress.plan = self.initial_state(), plan.hexdigest()
+            state, self.progress.plan = self.initial_state(), plan
         self._saved_step = self.progress.step
         processes.on_first(self._open_log)
         return state
