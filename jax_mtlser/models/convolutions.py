@@ -16,7 +16,7 @@ from jaxtyping import Array, Complex, Float
 
 from jax_mtlser.models import products
 
-__all__ = ["same_grouped_conv", "shared_spectrum", "strided_conv"]
+__all__ = ["is_thin", "same_grouped_conv", "shared_spectrum", "strided_conv", "windows"]
 
 # Grouped convolutions with more taps than this are wide.
 _WIDE = 8
@@ -26,6 +26,8 @@ _FEW_FRAMES = 512
 _BLOCK = 8
 # Below this many input values per stride step, one product on unfolded windows beats several thin ones.
 _MIN_CHUNK_WIDTH = 32
+# Below this many input values per output, a CPU sums outer products instead.
+_MIN_PRODUCT_WIDTH = 32
 
 
 def strided_conv(
@@ -37,8 +39,7 @@ def strided_conv(
     is cut into chunks of ``stride`` positions; output ``t`` is the sum over ``j`` of chunk ``t + j`` times the ``j``-th
     chunk of the kernel, so each ``j`` is one product over all chunks. Few channels (samples) have a form of their own.
     """
-    _, channels, _ = kernel.shape
-    if stride * channels < _MIN_CHUNK_WIDTH:
+    if stride * kernel.shape[1] < _MIN_CHUNK_WIDTH:
         return _thin_conv(x.astype(dtype), kernel.astype(dtype), stride)
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     if products.is_plain():
@@ -48,16 +49,21 @@ def strided_conv(
     return _windowed_conv(x, kernel, stride, x.shape[1])
 
 
+def is_thin(kernel: Float[Array, "K I O"]) -> bool:
+    """Whether an output sees so little that CPUs are faster without a matrix product."""
+    return kernel.shape[0] * kernel.shape[1] < _MIN_PRODUCT_WIDTH
+
+
 def _thin_conv(x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int) -> Float[Array, "B T O"]:
-    """For few input channels (samples): one product on unfolded windows, on CPU a sum of outer products."""
+    """For few input channels (samples): one product on unfolded windows, on CPU a sum of outer products if they are short."""
     width, channels, outputs = kernel.shape
-    windows, flat = _windows(x, width, stride), kernel.reshape(width * channels, outputs)
-    if products.on_cpu() and not products.is_plain():
-        return _outer_products(windows, flat)
-    return products.matmul(windows, flat, x.dtype)
+    seen, flat = windows(x, width, stride), kernel.reshape(width * channels, outputs)
+    if is_thin(kernel) and products.on_cpu() and not products.is_plain():
+        return _outer_products(seen, flat)
+    return products.matmul(seen, flat, x.dtype)
 
 
-def _windows(x: Float[Array, "B L I"], width: int, stride: int) -> Float[Array, "B T K"]:
+def windows(x: Float[Array, "B L I"], width: int, stride: int) -> Float[Array, "B T K"]:
     """What each output sees, side by side: ``width`` positions of all channels."""
     num_outputs = (x.shape[1] - width) // stride + 1
     chunks, taps = _chunks(x, width, stride)
@@ -167,9 +173,9 @@ def _windowed_conv(x: Array, kernel: Array, stride: int, length: int) -> Array:
 
 def _windowed_forward(x: Array, kernel: Array, stride: int, length: int) -> tuple[Array, tuple[Array, Array]]:
     width, channels, outputs = kernel.shape
-    windows = _windows(x, width, stride)
-    product = products.accumulate("ri,io->ro", windows.reshape(-1, width * channels), kernel.reshape(-1, outputs))
-    return product.astype(x.dtype).reshape(*windows.shape[:2], outputs), (windows, kernel)
+    seen = windows(x, width, stride)
+    product = products.accumulate("ri,io->ro", seen.reshape(-1, width * channels), kernel.reshape(-1, outputs))
+    return product.astype(x.dtype).reshape(*seen.shape[:2], outputs), (seen, kernel)
 
 
 def _windowed_backward(stride: int, length: int, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:

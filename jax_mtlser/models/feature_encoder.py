@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from jax_mtlser.models import convolutions, products
 from jax_mtlser.models.dropout import dropout
 from jax_mtlser.models.layer_norm import LayerNorm
 from jax_mtlser.models.layers import Dense, activation, frame_mask
+from jax_mtlser.models.normalised_conv import normalised_conv
 
 __all__ = ["Conv", "FeatureEncoder", "FeatureProjection", "TimeGroupNorm"]
 
@@ -27,18 +29,20 @@ class TimeGroupNorm(nn.Module):
     depends on its batch (transformers #21534); a mask that is True everywhere reproduces that.
     """
 
+    channels: int
     dtype: DTypeLike = jnp.float32
     epsilon: float = 1e-5
 
-    @nn.compact
+    def setup(self) -> None:
+        self.scale = self.param("scale", jax.nn.initializers.ones, (self.channels,))
+        self.bias = self.param("bias", jax.nn.initializers.zeros, (self.channels,))
+
     def __call__(self, x: Float[Array, "B T C"], mask: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
-        scale = self.param("scale", jax.nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", jax.nn.initializers.zeros, (x.shape[-1],))
         if products.is_plain():
             normalised, _ = _normalised_over_time(x, mask, self.epsilon)
         else:
             normalised = _norm_with_gradient(x, mask, self.epsilon, self.dtype)
-        return (normalised.astype(jnp.float32) * scale[None, None] + bias[None, None]).astype(self.dtype)
+        return (normalised.astype(jnp.float32) * self.scale[None, None] + self.bias[None, None]).astype(self.dtype)
 
 
 def _normalised_over_time(
@@ -104,39 +108,60 @@ class FeatureEncoder(nn.Module):
     def __call__(self, audio: Float[Array, "B S"], lengths: Int[Array, " B"]) -> Float[Array, "B T C"]:
         arch = self.arch
         activate = activation(arch.feat_extract_activation)
-        x = audio[..., None].astype(self.dtype)
+        x = audio[..., None]
         for layer, (channels, width, stride) in enumerate(
             zip(arch.conv_dim, arch.conv_kernel, arch.conv_stride, strict=True)
         ):
-            x = Conv(channels, width, stride, arch.conv_bias, self.dtype, name=f"conv_{layer}")(x)
+            conv = Conv(x.shape[-1], channels, width, stride, arch.conv_bias, self.dtype, name=f"conv_{layer}")
             lengths = (lengths - width) // stride + 1
             if arch.feat_extract_norm is FeatureNorm.LAYER:
-                x = LayerNorm(self.dtype, name=f"norm_{layer}")(x)
+                x = activate(LayerNorm(self.dtype, name=f"norm_{layer}")(conv(x)))
             elif layer == 0:
-                mask = frame_mask(lengths, x.shape[1])
-                x = TimeGroupNorm(self.dtype, name="norm_0")(x, jnp.ones_like(mask) if self.hf_compat else mask)
-            x = activate(x)
+                mask = frame_mask(lengths, (x.shape[1] - width) // stride + 1)
+                norm = TimeGroupNorm(channels, self.dtype, name="norm_0")
+                x = _normalised(conv, norm, x, jnp.ones_like(mask) if self.hf_compat else mask, activate)
+            else:
+                x = activate(conv(x))
         return x
 
 
 class Conv(nn.Module):
     """Strided convolution without padding, see :func:`~jax_mtlser.models.convolutions.strided_conv`."""
 
+    inputs: int
     channels: int
     width: int
     stride: int
     use_bias: bool
     dtype: DTypeLike
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "B L I"]) -> Float[Array, "B T O"]:
+    def setup(self) -> None:
         initializer = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1))
-        kernel = self.param("kernel", initializer, (self.width, x.shape[-1], self.channels))
-        x = convolutions.strided_conv(x, kernel, self.stride, self.dtype)
-        if not self.use_bias:
-            return x
-        bias = self.param("bias", jax.nn.initializers.zeros, (self.channels,))
-        return x + bias.astype(self.dtype)[None, None]
+        self.kernel = self.param("kernel", initializer, (self.width, self.inputs, self.channels))
+        if self.use_bias:
+            self.bias = self.param("bias", jax.nn.initializers.zeros, (self.channels,))
+
+    def __call__(self, x: Float[Array, "B L I"]) -> Float[Array, "B T O"]:
+        x = convolutions.strided_conv(x, self.kernel, self.stride, self.dtype)
+        return x + self.bias.astype(self.dtype)[None, None] if self.use_bias else x
+
+
+def _normalised(
+    conv: Conv,
+    norm: TimeGroupNorm,
+    x: Float[Array, "B L I"],
+    mask: Bool[Array, "B T"],
+    activate: Callable[[Array], Array],
+) -> Float[Array, "B T O"]:
+    """``activate(norm(conv(x), mask))``, on CPUs in one pass."""
+    # Not in float32: statistics by way of a covariance lose digits where a channel hears little of what is loud.
+    by_steps = products.is_plain() or not products.on_cpu() or conv.dtype == jnp.float32
+    if by_steps or not convolutions.is_thin(conv.kernel):
+        return activate(norm(conv(x), mask))
+    return normalised_conv(
+        x, conv.kernel, norm.scale, norm.bias, mask, stride=conv.stride, epsilon=norm.epsilon, activate=activate,
+        dtype=conv.dtype,
+    )  # fmt: skip
 
 
 class FeatureProjection(nn.Module):

@@ -35,7 +35,10 @@ def ready_to_multiply(params: Any, dtype: DTypeLike) -> Any:
     """
 
     def cast(path: tuple[Any, ...], leaf: Array) -> Array:
-        return leaf.astype(dtype) if path[0].key == "encoder" and path[-1].key == "kernel" else leaf
+        names = [entry.key for entry in path]
+        # The first convolution may be computed in float32 whatever the type, see normalised_conv.
+        multiplied = names[0] == "encoder" and names[-1] == "kernel" and "conv_0" not in names
+        return leaf.astype(dtype) if multiplied else leaf
 
     ready = jax.tree_util.tree_map_with_path(cast, params)
     encoder = ready["encoder"]

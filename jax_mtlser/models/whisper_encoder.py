@@ -87,7 +87,7 @@ class _SpectrogramConvs(nn.Module):
         x = mel.astype(self.dtype)
         for layer, stride in ((1, 1), (2, 2)):
             x = jnp.pad(jnp.where(mask[..., None], x, 0.0), ((0, 0), (1, 1), (0, 0)))
-            x = activate(Conv(self.arch.hidden_size, 3, stride, True, self.dtype, name=f"conv_{layer}")(x))
+            x = activate(Conv(x.shape[-1], self.arch.hidden_size, 3, stride, True, self.dtype, name=f"conv_{layer}")(x))
         return x
 
 

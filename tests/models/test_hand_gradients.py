@@ -74,7 +74,7 @@ def test_several_affine_maps_as_one_product(dtype, tolerance):
 
 @pytest.mark.parametrize("lengths", [(7, 3), (7, 7), (1, 0)])
 def test_normalisation_over_time(lengths):
-    module = TimeGroupNorm()
+    module = TimeGroupNorm(5)
     x, mask = 3 * _normal(2, 7, 5) + 1, jnp.arange(7)[None] < jnp.asarray(lengths)[:, None]
     params = {"scale": _normal(5, seed=1), "bias": _normal(5, seed=2)}
     # Gradients of a constant or missing utterance are of the size of 1 / sqrt(epsilon) and cancel.
@@ -87,7 +87,7 @@ def test_normalisation_in_bfloat16_is_right_within_its_rounding():
     params = {"scale": _normal(5, seed=1), "bias": _normal(5, seed=2)}
 
     def in_dtype(dtype):
-        return lambda p, x: TimeGroupNorm(dtype).apply({"params": p}, x, mask).astype(jnp.float32)
+        return lambda p, x: TimeGroupNorm(5, dtype).apply({"params": p}, x, mask).astype(jnp.float32)
 
     exact, _ = _both(in_dtype(jnp.float32), params, x)
     _, low = _both(in_dtype(jnp.bfloat16), params, x)

@@ -1,0 +1,118 @@
+"""The first convolution, its norm and the activation in one pass, against the three one after the other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_mtlser.architecture import Wav2Vec2Architecture
+from jax_mtlser.models import convolutions, products
+from jax_mtlser.models.feature_encoder import FeatureEncoder, TimeGroupNorm
+from jax_mtlser.models.layers import activation, frame_mask
+from jax_mtlser.models.normalised_conv import normalised_conv
+
+WIDTH, STRIDE, CHANNELS, SAMPLES = 10, 5, 12, 400
+FRAMES = (SAMPLES - WIDTH) // STRIDE + 1
+GELU = activation("gelu")
+
+
+def _normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def _rumble(*shape):
+    """Loud below, faint above, as a recording beside a road: 60 dB between 100 Hz and 8 kHz."""
+    x = np.cumsum(_normal(*shape), axis=-1)
+    x -= x.mean(axis=-1, keepdims=True)
+    return x / x.std(axis=-1, keepdims=True)
+
+
+def _parameters():
+    return _normal(WIDTH, 1, CHANNELS, seed=1), 1 + 0.1 * _normal(CHANNELS, seed=2), 0.1 * _normal(CHANNELS, seed=3)
+
+
+def _one_pass(dtype, mask):
+    def convolve(x, kernel, scale, bias):
+        return normalised_conv(
+            x, kernel, scale, bias, mask, stride=STRIDE, epsilon=1e-5, activate=GELU, dtype=dtype
+        )  # fmt: skip
+
+    return convolve
+
+
+def _step_by_step(mask):
+    def convolve(x, kernel, scale, bias):
+        frames = convolutions.strided_conv(x, kernel, STRIDE, jnp.float32)
+        return GELU(TimeGroupNorm(CHANNELS).apply({"params": {"scale": scale, "bias": bias}}, frames, mask))
+
+    return convolve
+
+
+def _values_and_gradients(function, mask, arguments, dtype=jnp.float32):
+    value, pullback = jax.vjp(function, *arguments)
+    # Frames of padding get no gradient in an encoder either.
+    weights = jnp.asarray(_normal(*value.shape, seed=9)) * mask[..., None]
+    return [np.where(mask[..., None], value, 0.0), *(np.asarray(each) for each in pullback(weights.astype(dtype)))]
+
+
+def _expected(mask, arguments):
+    with products.formulation(plain=True):
+        return _values_and_gradients(_step_by_step(mask), mask, arguments)
+
+
+@pytest.mark.parametrize(
+    "lengths", [(FRAMES, FRAMES), (FRAMES, 31), (17, 0)], ids=["full", "padded", "with an empty row"]
+)
+@pytest.mark.parametrize("batched", [False, True])
+def test_values_and_gradients_are_those_of_the_steps(lengths, batched):
+    mask = frame_mask(jnp.asarray(lengths), FRAMES)
+    arguments = (_normal(2, SAMPLES, 1), *_parameters())
+    function = _one_pass(jnp.float32, mask)
+    if batched:  # as the members of a population
+        every = [jnp.stack([each, -2 * each]) for each in arguments]
+        with products.formulation(batched=True):
+            found = _values_and_gradients(
+                lambda *own: jax.vmap(function)(*(jnp.stack([x, y]) for x, y in zip(own, [e[1] for e in every], strict=True)))[0],
+                mask, arguments,
+            )  # fmt: skip
+    else:
+        found = _values_and_gradients(function, mask, arguments)
+    for name, own, expected in zip(
+        ("value", "x", "kernel", "scale", "bias"), found, _expected(mask, arguments), strict=True
+    ):
+        np.testing.assert_allclose(own, expected, atol=1e-5 * np.abs(expected).max(), rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("sound", [_normal, _rumble], ids=["white", "rumble"])
+def test_bfloat16_is_right_within_its_rounding(sound):
+    mask = frame_mask(jnp.asarray([FRAMES, 31]), FRAMES)
+    arguments = (sound(2, SAMPLES)[..., None], *_parameters())
+    found = _values_and_gradients(_one_pass(jnp.bfloat16, mask), mask, arguments, jnp.bfloat16)
+    for name, own, expected in zip(
+        ("value", "x", "kernel", "scale", "bias"), found, _expected(mask, arguments), strict=True
+    ):
+        np.testing.assert_allclose(
+            own.astype(np.float32), expected, atol=4 * 2**-8 * np.abs(expected).max(), rtol=0, err_msg=name
+        )
+
+
+def test_a_silent_recording_stays_finite():
+    mask = jnp.ones((1, FRAMES), bool)
+    found = _values_and_gradients(
+        _one_pass(jnp.float32, mask), mask, (np.zeros((1, SAMPLES, 1), np.float32), *_parameters())
+    )
+    assert all(np.isfinite(each).all() for each in found)
+
+
+@pytest.mark.parametrize("hf_compat", [False, True])
+def test_an_encoder_in_bfloat16_hears_what_is_faint_beside_what_is_loud(hf_compat):
+    arch = Wav2Vec2Architecture(conv_dim=(64,), conv_kernel=(WIDTH,), conv_stride=(STRIDE,))
+    audio, lengths = _rumble(2, 4_000), jnp.asarray([4_000, 2_900])
+    audio[1, 2_900:] = 0
+    params = FeatureEncoder(arch).init(jax.random.key(0), audio, lengths)
+    with products.formulation(plain=True):
+        full = np.asarray(FeatureEncoder(arch, jnp.float32, hf_compat).apply(params, audio, lengths))
+    with products.formulation(platform="cpu"):
+        low = np.asarray(FeatureEncoder(arch, jnp.bfloat16, hf_compat).apply(params, audio, lengths), np.float32)
+    own = np.asarray(frame_mask((lengths - WIDTH) // STRIDE + 1, full.shape[1]))
+    np.testing.assert_allclose(low[own], full[own], atol=4 * 2**-8 * np.abs(full[own]).max(), rtol=0)
