@@ -89,7 +89,8 @@ def measure(name: str, batch: int, seconds: float, repeats: int) -> dict[str, fl
         model.zero_grad()
         model(theirs_input).last_hidden_state.sum().backward()
 
-    times = common.take_turns({"ours": ours_step, "theirs": theirs_step}, repeats)
+    with common.measuring():
+        times = common.take_turns({"ours": ours_step, "theirs": theirs_step}, repeats)
     medians = {side: statistics.median(values) for side, values in times.items()}
     row = {
         "encoder": name,

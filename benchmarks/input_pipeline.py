@@ -111,7 +111,9 @@ def measure(audio: PackedAudio, batches: int) -> dict[str, Any]:
             THEIRS[1]: functools.partial(theirs.from_lists, planned),
             THEIRS[2]: functools.partial(theirs.from_prepared, planned),
         }
-        for side, seconds in common.take_turns(sides, repeats=1).items():
+        with common.measuring():
+            taken = common.take_turns(sides, repeats=1)
+        for side, seconds in taken.items():
             times.setdefault(side, []).extend(seconds)
     padded = np.mean([buckets.bounds[planned.bucket] for planned in plan]) / SAMPLE_RATE
     return {

@@ -59,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Count, write a JSON file and a table."""
     parser = common.parser(__doc__)
     workload.add_lengths_arguments(parser)
-    parser.add_argument("--preset", choices=("cpu", "gpu"), default="cpu", help="no difference here: nothing is timed")
     parser.add_argument("--buckets", type=int, nargs="+", default=BUCKETS, help="numbers of buckets")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES)
     parser.add_argument("--draws", type=int, default=DRAWS)
@@ -218,7 +217,7 @@ def to_table(result: dict[str, Any]) -> str:
         "samples, and padded over true floating-point operations of training wav2vec2-base "
         f"({result['true_training_tflop_per_epoch']} TFLOP an epoch without padding; 1 MAC = 2 FLOP).",
         "",
-        "Buckets, bounds by dynamic programming; *filled* counts leftovers too: masked rows, and what joins the next "
+        "Buckets, bounds by dynamic programming; *filled* counts leftovers too: masked rows, and what joins a longer "
         f"bucket (batches of {result['batch_size_of_buckets']}). A run that names no number takes {result['default_buckets']}:",
         "",
         common.table(

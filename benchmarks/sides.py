@@ -263,7 +263,8 @@ def in_groups(rows: np.ndarray) -> list[np.ndarray]:
 def evenly(batches: list, size: Callable[[Any], int], count: int) -> list:
     """``count`` batches, evenly spread over the batches in the order of their padded lengths."""
     ordered = sorted(batches, key=size)
-    return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(min(count, len(ordered)))]
+    count = min(count, len(ordered))
+    return [ordered[int((i + 0.5) * len(ordered) / count)] for i in range(count)]
 
 
 def _weights() -> tuple[float, float, float]:

@@ -21,10 +21,10 @@ ours does in evaluation.
 
 Two measurements, sides in turns within each: steps of a batch without padding, and an epoch's throughput, from steps evenly
 spread over each side's batches in the order of their padded lengths, scaled by padded samples. Each turn is a few steps in a
-row, waited for at its end, as in a training. Compilation and the first call of each shape are not counted and stated apart. On
-a CPU, where a batch of 8 long utterances would need more memory than most machines have, every side works batches of more than
-``part_seconds`` of padded audio through in equal parts (gradient accumulation); half of that where all are in float32. Needs
-the extra ``test``.
+row, waited for at its end, as in a training. Compilation is stated apart, and not counted; nor is the first call of each shape
+on a GPU. On a CPU no side compiles at its first call. There, where a batch of 8 long utterances would need more memory than most
+machines have, every side works batches of more than ``part_seconds`` of padded audio through in equal parts (gradient
+accumulation); half of that where all are in float32. Needs the extra ``test``.
 
 PyTorch compiles one shape after the other, about a minute each. ``--compile-only 1/5`` compiles a fifth of all programs,
 and ends: five such processes at once leave torch's and JAX's caches on disk, from which the measurement then starts.

@@ -68,5 +68,5 @@ def get_config() -> Config:
         ),
         protocol=ProtocolConfig(kind=ProtocolKind.STRATIFIED, folds=5, only_folds=(0,)),
         # With 128 validation utterances the best epoch is mostly chance; the rate has decayed by the last one.
-        training=TrainingConfig(epochs=11, selection=Selection.LAST),
+        training=TrainingConfig(epochs=22, selection=Selection.LAST),
     )

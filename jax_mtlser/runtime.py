@@ -123,7 +123,9 @@ def processor_flags() -> frozenset[str]:
 
 def cache_root() -> Path:
     """The user's cache folder of this package: ``$XDG_CACHE_HOME/jax_mtlser`` or ``~/.cache/jax_mtlser``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jax_mtlser"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification says that a relative path is to be ignored.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "jax_mtlser"
 
 
 def enable_compilation_cache() -> None:

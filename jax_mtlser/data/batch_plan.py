@@ -7,12 +7,13 @@ matrix are fixed for a run, so that each bucket is one compiled program. The ord
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import math
 from collections.abc import Sequence
 
 import numpy as np
+
+from jax_mtlser.data.audio import SAMPLE_RATE
 
 __all__ = [
     "FILL",
@@ -25,12 +26,13 @@ __all__ = [
     "plan_epoch",
     "plan_in_order",
     "plan_together",
+    "rows_within",
 ]
 
 FILL = -1  # row number that only fills the last batch of a bucket
 
 _TRANSCRIPT_MULTIPLE = 8
-# How many buckets there are where nobody says, whatever the machine, so that batches are the same on all. On a CPU of two
+# How many buckets there are where nobody says, whatever the machine, so that they are the same on all. On a CPU of two
 # cores, a bucket's two programs take about as long to compile as four to eight batches of 8 take to train, so that a bucket
 # pays within two epochs; on an H200, where they take as long as a thousand batches, within two or three of the paper's folds
 # of 100 epochs.
@@ -134,7 +136,6 @@ def make_buckets(
     rows_multiple: int,
     multiple: int,
     joins: bool = True,
-    sample_rate: int = 16_000,
 ) -> Buckets:
     """Fix the shapes of a run from the whole corpus, so that all folds share their compiled programs.
 
@@ -147,14 +148,13 @@ def make_buckets(
         rows_multiple: batch sizes are multiples of this (devices times accumulation steps).
         multiple: bounds are multiples of this (the encoder's hop).
         joins: see :class:`Buckets`.
-        sample_rate: samples per second.
 
     Raises:
-        PlanError: a batch that does not divide over devices and accumulation steps.
+        PlanError: a batch that does not divide over devices and accumulation steps, or too few seconds for a row on each.
     """
     worth = 0.0
     if num_buckets is None:
-        batch = batch_size * float(np.mean(lengths)) if batch_seconds is None else batch_seconds * sample_rate
+        batch = batch_size * float(np.mean(lengths)) if batch_seconds is None else batch_seconds * SAMPLE_RATE
         num_buckets, worth = _MOST_BUCKETS, _WORTH_BATCHES * batch
     bounds = choose_bounds(lengths, num_buckets, multiple, worth)
     bucket_of = np.searchsorted(bounds, lengths)
@@ -167,17 +167,23 @@ def make_buckets(
             )
         sizes = [batch_size] * len(bounds)
     else:
-        sizes = [int(batch_seconds * sample_rate / bound) // rows_multiple * rows_multiple for bound in bounds]
+        sizes = [rows_within(batch_seconds, bound) // rows_multiple * rows_multiple for bound in bounds]
         if min(sizes) == 0:
+            needed = math.ceil(100 * rows_multiple * bounds[-1] / SAMPLE_RATE) / 100
             raise PlanError(
                 f"batch_seconds {batch_seconds} holds fewer than {rows_multiple} utterances (devices x accumulation "
-                f"steps) of {bounds[-1] / sample_rate:.1f} s; use at least {rows_multiple * bounds[-1] / sample_rate:.1f}"
+                f"steps) of {bounds[-1] / SAMPLE_RATE:.2f} s; use at least {needed:.2f}"
             )
     widths = []
     for bucket in range(len(bounds)):
         longest = int(transcript_lengths[bucket_of <= bucket].max(initial=1))  # leftovers of shorter ones come along
         widths.append(-(-longest // _TRANSCRIPT_MULTIPLE) * _TRANSCRIPT_MULTIPLE)
     return Buckets(tuple(int(bound) for bound in bounds), tuple(sizes), tuple(widths), bucket_of, joins)
+
+
+def rows_within(seconds: float, bound: int) -> int:
+    """Utterances of ``bound`` samples that padded ``seconds`` hold."""
+    return round(seconds * SAMPLE_RATE) // bound
 
 
 def plan_epoch(rows: Sequence[int] | np.ndarray, buckets: Buckets, *, seed: int, epoch: int) -> list[PlannedBatch]:
@@ -248,30 +254,43 @@ def digest(plan: Sequence[PlannedBatch]) -> str:
 def _in_buckets(rows: np.ndarray, buckets: Buckets, *, singles: bool = False) -> list[PlannedBatch]:
     """Full batches of each bucket, whose leftover has a batch of its own or joins longer utterances, as pads least in all."""
     members_of = [rows[buckets.bucket_of[rows] == bucket] for bucket in range(len(buckets))]
-
-    @functools.cache
-    def least(bucket: int, joining: int) -> tuple[float, bool]:
-        """Padded samples of this bucket and all behind it, and whether its leftover joins the next one's utterances."""
-        if bucket == len(buckets):
-            return math.inf if joining else 0.0, False
-        if joining and not buckets.joins:
-            return math.inf, False
-        size = buckets.batch_sizes[bucket]
-        full, left = divmod(joining + len(members_of[bucket]), size)
-        bound = buckets.bounds[bucket]
-        filled = 1 if singles and left == 1 else size if left else 0
-        alone = (full * size + filled) * bound + least(bucket + 1, 0)[0]
-        return min((alone, False), (full * size * bound + least(bucket + 1, left)[0], True))
-
+    joins = _joining([len(members) for members in members_of], buckets, singles)
     batches, leftover = [], rows[:0]
     for bucket, size in enumerate(buckets.batch_sizes):
-        _, joins = least(bucket, len(leftover))
+        stays = not joins[bucket][len(leftover)]
         members = np.concatenate([leftover, members_of[bucket]])
         whole = len(members) // size * size
         batches += [PlannedBatch(bucket, batch) for batch in members[:whole].reshape(-1, size)]
         leftover = members[whole:]
-        if len(leftover) and not joins:
+        if len(leftover) and stays:
             missing = 0 if singles and len(leftover) == 1 else size - len(leftover)
             batches.append(PlannedBatch(bucket, np.pad(leftover, (0, missing), constant_values=FILL)))
             leftover = rows[:0]
     return batches
+
+
+def _joining(counts: Sequence[int], buckets: Buckets, singles: bool) -> list[dict[int, bool]]:
+    """Whether a bucket's leftover joins the next one's utterances, by how many have joined this one: as pads least in all.
+
+    Args:
+        counts: utterances of each bucket.
+        buckets: the shapes.
+        singles: see :func:`plan_in_order`.
+    """
+    # How many may come along from shorter buckets, in front of each and behind the last.
+    arriving = [{0}]
+    for count, size in zip(counts, buckets.batch_sizes, strict=True):
+        arriving.append({0} | ({(joining + count) % size for joining in arriving[-1]} if buckets.joins else set()))
+    padded = {joining: math.inf if joining else 0.0 for joining in arriving.pop()}  # of all buckets behind
+    found: list[dict[int, bool]] = []
+    shapes = zip(counts, buckets.batch_sizes, buckets.bounds, arriving, strict=True)
+    for count, size, bound, joined in reversed(list(shapes)):
+        decided, least = {}, {}
+        for joining in joined:
+            full, left = divmod(joining + count, size)
+            filled = 1 if singles and left == 1 else size if left else 0
+            alone, along = (full * size + filled) * bound + padded[0], full * size * bound + padded.get(left, math.inf)
+            decided[joining], least[joining] = along < alone, min(alone, along)
+        found.append(decided)
+        padded = least
+    return found[::-1]

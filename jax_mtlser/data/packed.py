@@ -121,9 +121,7 @@ def write_skipped(skipped: Iterable[Skipped], path: Path) -> None:
 def _cache_root(config: AudioConfig) -> Path:
     if config.cache_dir:
         return Path(config.cache_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification says that a relative path is to be ignored.
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "jax_mtlser" / "audio"
+    return runtime.cache_root() / "audio"
 
 
 def _cannot_write(root: Path, why: str) -> str:

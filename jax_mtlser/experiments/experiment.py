@@ -435,7 +435,6 @@ def _buckets(
         rows_multiple=batching.accumulation_steps * mesh.shape["data"],
         multiple=arch.hop(),
         joins=not config.model.encoder.hf_compat,
-        sample_rate=SAMPLE_RATE,
     )
 
 

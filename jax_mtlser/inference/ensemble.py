@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Int16
 
 from jax_mtlser import runtime
 from jax_mtlser.data.audio import SAMPLE_RATE
-from jax_mtlser.data.batch_plan import FILL, Buckets, plan_in_order
+from jax_mtlser.data.batch_plan import FILL, Buckets, plan_in_order, rows_within
 from jax_mtlser.data.batches import waveform
 from jax_mtlser.inference.recognition import Asked, Scores
 from jax_mtlser.inference.trained_model import ModelError, TrainedModel
@@ -91,9 +91,7 @@ class Ensemble:
         # The last but one must be worth a program of its own.
         grid = [-(-round(seconds * SAMPLE_RATE) // hop) * hop for seconds in _GRID_SECONDS]
         self._bounds = (*(bound for bound in grid if bound < 0.85 * longest), longest)
-        self._rows = tuple(
-            min(_MOST_ROWS, max(1, int(self.batch_seconds * SAMPLE_RATE / bound))) for bound in self._bounds
-        )
+        self._rows = tuple(min(_MOST_ROWS, max(1, rows_within(self.batch_seconds, bound))) for bound in self._bounds)
         self._programs: dict[Asked, tuple[Any, list[Any]]] = {}
 
     def _require_equal(self, other: TrainedModel, name: str, what: str) -> None:

@@ -20,8 +20,6 @@ __all__ = ["is_thin", "same_grouped_conv", "shared_spectrum", "strided_conv", "w
 
 # Grouped convolutions with more taps than this are wide.
 _WIDE = 8
-# Frames of a batch, up to which a CPU computes a wide grouped convolution without its gradient as it is.
-_FEW_FRAMES = 512
 # Outputs that a wide grouped convolution computes together on an accelerator.
 _BLOCK = 8
 # Below this many input values per stride step, one product on unfolded windows beats several thin ones.
@@ -207,9 +205,8 @@ def same_grouped_conv(
     """Grouped convolution over time, zero-padded by ``K // 2`` on the left and to length ``T`` on the right.
 
     ``kernel`` has ``G`` input channels per group, hence ``D // G`` groups. Grouped convolutions of wide kernels are slow
-    everywhere: on CPU they go through the Fourier transform in float32 instead, few frames excepted where there is neither a
-    gradient nor a ``spectrum``; on accelerators through one matrix product per group (cuDNN's own took two fifths of a
-    training step of wav2vec2-base on an H200).
+    everywhere: on CPU they go through the Fourier transform in float32 instead; on accelerators through one matrix product
+    per group (cuDNN's own took two fifths of a training step of wav2vec2-base on an H200).
 
     Args:
         x: frames.
@@ -222,9 +219,7 @@ def same_grouped_conv(
         if products.on_cpu():
             if spectrum is not None:
                 return _correlated(x.astype(jnp.float32), spectrum, kernel.shape[0])[0].astype(dtype)
-            few = x.shape[0] * x.shape[1] <= _FEW_FRAMES
-            convolve = _short_grouped_conv if few else _fft_grouped_conv
-            return convolve(x.astype(jnp.float32), kernel.astype(jnp.float32), kernel.shape[0]).astype(dtype)
+            return _fft_grouped_conv(x.astype(jnp.float32), kernel.astype(jnp.float32), kernel.shape[0]).astype(dtype)
         return products.in_rows(_blocked_grouped_conv(products.in_rows(x.astype(dtype)), kernel, dtype))
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     return _grouped_conv_apart(x, kernel) if products.on_cpu() and products.is_batched() else _grouped_conv(x, kernel)
@@ -307,12 +302,6 @@ def _blocked_grouped_conv(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _short_grouped_conv(x: Array, kernel: Array, width: int) -> Array:
-    """Without a gradient as it is: to transform the kernel alone would take longer. With one, by Fourier transform."""
-    return _grouped_conv(x, kernel)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _fft_grouped_conv(x: Float[Array, "B T D"], kernel: Float[Array, "K G D"], width: int) -> Float[Array, "B T D"]:
     """Overlap-save: blocks of a power of two, each overlapping the last by ``K - 1`` frames.
 
@@ -335,7 +324,7 @@ def shared_spectrum(kernel: Float[Array, "K G D"]) -> Complex[Array, "groups F G
 
 
 def _is_reformulated(kernel: Float[Array, "K G D"]) -> bool:
-    """Whether a grouped convolution is computed as something else, or, of few frames on a CPU, has such a gradient."""
+    """Whether a grouped convolution is computed as something else."""
     return kernel.shape[0] > _WIDE and not products.is_plain()
 
 
@@ -392,7 +381,6 @@ def _along_rows(matrix: Float[np.ndarray, "M K"], x: Float[Array, "groups K C"])
 
 
 _fft_grouped_conv.defvjp(_fft_forward, _fft_backward)
-_short_grouped_conv.defvjp(_fft_forward, _fft_backward)
 
 
 def _both_sides(wave: np.ndarray) -> np.ndarray:

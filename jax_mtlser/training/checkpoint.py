@@ -20,15 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from jax_mtlser.training import processes
 from jax_mtlser.training.step import TrainState
 
-__all__ = ["Restored", "TrainingCheckpoints", "load_model", "load_model_description", "save_model"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A training as it was saved."""
-
-    state: TrainState
-    progress: dict[str, Any]
+__all__ = ["TrainingCheckpoints", "load_model", "load_model_description", "save_model"]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -74,32 +66,35 @@ class TrainingCheckpoints:
         )
         self._manager.save(progress["step"], args=items)
 
-    def restore_latest(self, like: TrainState) -> Restored | None:
-        """The latest state; None when nothing was saved yet.
-
-        Args:
-            like: a state with the shapes, types and shardings to restore; its random key is kept, because keys
-                follow from the seed.
-        """
+    def latest_progress(self) -> dict[str, Any] | None:
+        """What was saved with the latest state; None when nothing was saved yet."""
         step = processes.from_first(self._manager.latest_step())  # another host may see the folder as it was
         if step is None:
             return None
+        return self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state as saved at a step.
+
+        Args:
+            step: of :meth:`latest_progress`.
+            like: a state with the shapes, types and shardings to restore; its random key is kept, because keys
+                follow from the seed.
+        """
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(_abstract(_parameters(like))),
                 optimizer=ocp.args.StandardRestore(_abstract(_optimizer(like))),
-                progress=ocp.args.JsonRestore(),
             ),
         )
-        state = dataclasses.replace(
+        return dataclasses.replace(
             like,
             step=items.optimizer["step"],
             opt_state=items.optimizer["opt_state"],
             weighting=items.optimizer.get("weighting", like.weighting),
             **items.params,
         )
-        return Restored(state, items.progress)
 
     def restore_params(self, step: int, like: TrainState) -> Any:
         """The model's parameters as saved at a step."""

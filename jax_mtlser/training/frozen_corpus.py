@@ -31,10 +31,10 @@ def frozen_corpus(
     assert source.frame_offsets is not None
     counts = steps.spec.model.arch.num_frames(source.audio.lengths)
     corpus: list[np.ndarray] = []
-    done = 0
+    done, ready = 0, steps.ready({"encoder": encoder})["encoder"]
     batches = plan_in_order(range(len(source.audio)), source.buckets)
     for planned, samples in prefetch(lambda p: steps.put_batch(source.samples(p)), batches):
-        frames = jax.device_get(steps.freeze(planned.bucket, encoder, *samples))
+        frames = jax.device_get(steps.freeze(planned.bucket, ready, *samples))
         if not corpus:
             total = steps.resident_frames
             assert total is not None

@@ -17,6 +17,7 @@ from jax_mtlser.config import ConfigError
 from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.data.batch_plan import Buckets
 from jax_mtlser.data.batches import Batch
+from jax_mtlser.models import products
 from jax_mtlser.models.multitask import MultitaskModel, ready_to_multiply
 from jax_mtlser.training import processes
 from jax_mtlser.training.population import population_step, stack_members, take_member
@@ -148,11 +149,12 @@ class CompiledSteps:
         return self._state_shapes
 
     def ready(self, params: Any) -> Any:
-        """The model's parameters as :meth:`evaluate` and :meth:`hear` take them: cast once, not for each batch.
+        """The model's parameters as :meth:`evaluate`, :meth:`hear` and :meth:`freeze` take them: cast once, not for each batch.
 
         What stays as it is, is no copy.
         """
-        return ready_to_multiply(params, self.spec.model.options.dtype)
+        with products.formulation(plain=self.spec.plain):
+            return ready_to_multiply(params, self.spec.model.options.dtype)
 
     def params_shapes(self) -> Any:
         """Shape, type and sharding of the model's parameters."""
@@ -204,11 +206,12 @@ class CompiledSteps:
             bucket: its shape.
             knobs: of one member; their values do not matter; used for ``train`` only.
         """
+        ready = self._replicated_shapes(jax.eval_shape(self.ready, self.params_shapes()))
         if name == "frozen":
             # What is kept in memory: that of another process would be out of reach.
             kept = self.by_row if processes.alone() else self.replicated
             jitted = jax.jit(functools.partial(frozen_step, self.spec), out_shardings=kept)
-            return jitted.lower(self.params_shapes()["encoder"], *self._sample_shapes(bucket))
+            return jitted.lower(ready["encoder"], *self._sample_shapes(bucket))
         state, batch = self.state_shapes(), self._batch_shapes(bucket)
         bound, knobs, corpus = self.buckets.bounds[bucket], self._replicated_shapes(knobs), self._corpus_shapes()
         if name == "train" and self.members == 1:
@@ -225,7 +228,6 @@ class CompiledSteps:
                 self._for_each_member(knobs, self.by_member),
                 corpus,
             )
-        ready = self._replicated_shapes(jax.eval_shape(self.ready, self.params_shapes()))
         if name == "hear":
             key = self._replicated_shapes(jax.eval_shape(lambda: jax.random.key(0)))
             jitted = jax.jit(functools.partial(hear_step, self.spec, bound), out_shardings=self.replicated)
@@ -253,7 +255,7 @@ class CompiledSteps:
         return self._programs["hear", bucket](*args)
 
     def freeze(self, bucket: int, *args: Any) -> Any:
-        """Run the bucket's :func:`frozen_step` on ``(encoder, audio, lengths)``."""
+        """Run the bucket's :func:`frozen_step` on ``(encoder, audio, lengths)``, its parameters from :meth:`ready`."""
         return self._programs["frozen", bucket](*args)
 
     @property

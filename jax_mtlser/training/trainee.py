@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jax_mtlser.config import Selection, TrainingConfig
+from jax_mtlser.data.audio import SAMPLE_RATE
 from jax_mtlser.data.batch_plan import FILL, PlanError, PlannedBatch, digest, plan_epoch
 from jax_mtlser.evaluation.metrics import score
 from jax_mtlser.evaluation.predictions import Part
@@ -23,8 +24,6 @@ from jax_mtlser.training.progress import Display, describe
 from jax_mtlser.training.step import Knobs, StepMetrics, TrainState
 
 __all__ = ["NonFiniteLossError", "Progress", "Trained", "Trainee"]
-
-_SAMPLE_RATE = 16_000
 
 
 class NonFiniteLossError(RuntimeError):
@@ -153,14 +152,18 @@ class Trainee:
         """
         plan = digest(self._first_epoch)
         self._checkpoints = TrainingCheckpoints(self.folder.checkpoints)
-        restored = self._checkpoints.restore_latest(self.like)
-        if restored is not None:
-            state, self.progress = restored.state, Progress(**restored.progress)
+        saved = self._checkpoints.latest_progress()
+        if saved is not None:
+            self.progress = Progress(**saved)
             if self.progress.plan != plan:
+                devices = self.judge.steps.mesh.shape["data"]
                 raise PlanError(
-                    f"{self.name}: the training saved in {self.folder.checkpoints} went through batches that this version of "
-                    "jax_mtlser does not plan: let the version that began it finish it, or delete that folder to begin again"
+                    f"{self.name}: the training saved in {self.folder.checkpoints} went through other batches than are planned "
+                    f"now. With batching.batch_seconds their sizes follow from the number of devices (now {devices}): let as "
+                    "many finish it as began it. Otherwise another version of jax_mtlser planned them: let that one finish it. "
+                    "Or delete that folder to begin again."
                 )
+            state = self._checkpoints.restore(self.progress.step, self.like)
             self.display.line(f"{self.name}: going on after step {self.progress.step}")
         else:
             state, self.progress.plan = self.initial_state(), plan
@@ -215,7 +218,7 @@ class Trainee:
                 raise NonFiniteLossError(self._non_finite_message(step, planned, metrics))
         lengths = self.judge.source.audio.lengths
         for _, planned, _, _ in self._pending:
-            self._epoch_audio += float(lengths[planned.rows[planned.rows != FILL]].sum()) / _SAMPLE_RATE
+            self._epoch_audio += float(lengths[planned.rows[planned.rows != FILL]].sum()) / SAMPLE_RATE
         step = self._pending[-1][0]
         line, losses = train_line(fetched)
         rate = self._epoch_audio / seconds
@@ -265,6 +268,12 @@ class Trainee:
             self._write({**head, **{f"loss_{task}": value for task, value in losses.items()}, **summary})
             # A corpus without emotion labels still has an epoch to choose: by the sum of its losses.
             value = processes.from_first(summary["ua"] if summary["ua"] is not None else -sum(losses.values()))
+            if not math.isfinite(value):
+                told = ", ".join(f"{task} {loss:g}" for task, loss in losses.items())
+                raise NonFiniteLossError(
+                    f"{self.name}: the {part} part's loss is not finite after epoch {epoch} (losses: {told}). The last good "
+                    "checkpoint is kept; lower --config.optimizer.learning_rate."
+                )
             if part == deciding and value > progress.best:
                 progress.best, progress.best_step, progress.best_epoch = value, progress.step, epoch
             shown = " ".join(f"{name} {value:.3f}" for name, value in summary.items() if value is not None)

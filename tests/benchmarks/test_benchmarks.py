@@ -230,6 +230,11 @@ def test_training_against_pytorch(run, few):
     assert "| L1 |" in table
 
 
+@pytest.mark.parametrize(("count", "expected"), [(16, [0, 1, 2, 3]), (4, [0, 1, 2, 3]), (2, [1, 3]), (1, [2])])
+def test_what_is_measured_is_spread_over_all_batches(workload, count, expected):
+    assert importlib.import_module("sides").evenly([3, 1, 0, 2], lambda batch: batch, count) == expected
+
+
 @pytest.mark.parametrize("share", ["0/5", "6/5", "2", "a/b", "1/0"])
 def test_a_share_of_the_programs_that_does_not_exist_is_refused(workload, capsys, share):
     with pytest.raises(SystemExit):

@@ -163,6 +163,13 @@ def test_no_other_choice_of_leftovers_that_join_pads_less(lengths, batch_seconds
     assert all(buckets.bucket_of[row] == batch.bucket for batch in apart for row in batch.rows if row != FILL)
 
 
+def test_there_may_be_thousands_of_buckets():
+    lengths = list(range(320, 320 * 3001, 320))
+    plan = plan_in_order(range(3000), buckets_of(lengths, num_buckets=3000))
+    assert sorted(row for batch in plan for row in batch.rows if row != FILL) == list(range(3000))
+    assert len(plan) == 750, "four neighbours each"
+
+
 def test_the_order_follows_from_seed_and_epoch_alone():
     lengths = list(np.random.default_rng(0).integers(400, 40_000, 200))
     buckets = buckets_of(lengths)
@@ -200,6 +207,10 @@ def test_batches_that_do_not_divide_over_devices_are_refused_with_the_sizes_that
         buckets_of([16_000] * 5, batch_size=2, rows_multiple=4)
     with pytest.raises(PlanError, match=r"fewer than 4 utterances .* use at least 12.0"):
         buckets_of([48_000] * 5, batch_seconds=10.0, rows_multiple=4)
+    with pytest.raises(PlanError, match=r"of 4.02 s; use at least 8.04$"):
+        buckets_of([64_320] * 5, batch_seconds=8.03, rows_multiple=2)
+    # What is asked for is enough, also where it is no round number.
+    assert buckets_of([64_320] * 5, batch_seconds=8.04, rows_multiple=2).batch_sizes == (2,)
 
 
 def test_iemocap_sized_padding_is_what_the_optimum_for_eight_buckets_allows(real_data):

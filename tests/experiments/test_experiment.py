@@ -12,8 +12,10 @@ from tiny import saved_parameters, tiny_config, write_corpus
 
 from jax_mtlser.config import Config, ConfigError, Variant, grid
 from jax_mtlser.experiments.claims import Claims
+from jax_mtlser.experiments.experiment import Experiment
 from jax_mtlser.experiments.runner import RunError, evaluate_run, train_run
 from jax_mtlser.run_folder import RunFolder, read_json
+from jax_mtlser.training import trainee
 from jax_mtlser.training.progress import Display
 
 
@@ -164,3 +166,25 @@ def test_every_missing_encoder_is_told_before_anything_is_trained(corpus, tmp_pa
         train_run(config, tmp_path / "run", display())
     assert all(name in str(error.value) for name in names)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("hf_compat", [False, True])
+def test_leftovers_join_longer_utterances_unless_padding_counts(corpus, hf_compat):
+    config = tiny_config(corpus)
+    config.model.encoder.hf_compat = hf_compat
+    assert Experiment.load(config, display()).buckets.joins == (not hf_compat)
+
+
+def test_a_validation_loss_that_is_not_finite_fails_the_member_at_once(corpus, tmp_path, monkeypatch):
+    class Unlabelled:
+        def summary(self) -> dict[str, None]:
+            return {"ua": None}
+
+    monkeypatch.setattr(trainee, "score", lambda predictions: Unlabelled())
+    monkeypatch.setattr(trainee, "means", lambda losses: {"gender": float("nan")})
+    config, screen = tiny_config(corpus), display()
+    config.protocol.only_folds = (0,)
+    assert train_run(config, tmp_path, screen) == 1
+    assert "the validation part's loss is not finite after epoch 1 (losses: gender nan)" in " ".join(
+        shown(screen).split()
+    )

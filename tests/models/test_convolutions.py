@@ -118,8 +118,6 @@ def test_wide_kernels_avoid_the_convolution_and_narrow_ones_do_not(platform, ins
         assert instead in found
         assert "conv_general_dilated" not in found
     assert "conv_general_dilated" in primitives(8, 600)
-    few = primitives(9, 20)
-    assert ("conv_general_dilated" in few, instead in few) == ((True, False) if platform == "cpu" else (False, True))
 
 
 @pytest.mark.parametrize("frames", [20, 600])
@@ -146,8 +144,8 @@ def test_fourier_transforms_never_run_side_by_side(frames, depth):
     assert len(transforms) == 4 * depth
 
 
-@pytest.mark.parametrize("frames", [40, 300])
-def test_with_few_frames_or_many_a_wide_convolution_without_gradient_is_the_same(frames):
+@pytest.mark.parametrize("frames", [5, 40, 300])
+def test_a_wide_convolution_by_a_shared_spectrum_is_the_same(frames):
     x, kernel = _normal(2, frames, 12), _normal(16, 4, 12, seed=1) / np.float32(8)
     with products.formulation(platform="cpu"):
         found = convolutions.same_grouped_conv(x, kernel, jnp.float32)

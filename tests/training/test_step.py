@@ -130,7 +130,7 @@ def test_with_moments_in_bfloat16_a_saved_training_goes_on_to_the_same_bits(tmp_
         checkpoints.wait()
         losses = [setting.run(planned).loss for planned in (second, third)]
         expected = jax.device_get((setting.state.params, setting.state.opt_state))
-        setting.state = checkpoints.restore_latest(setting.state).state
+        setting.state = checkpoints.restore(1, setting.state)
     finally:
         checkpoints.close()
     assert [setting.run(planned).loss for planned in (second, third)] == losses

@@ -256,9 +256,10 @@ def test_what_a_method_remembers_is_saved_and_restored(method, tmp_path):
     try:
         checkpoints.save(state, {"step": 4})
         checkpoints.wait()
-        restored = checkpoints.restore_latest(create_state(spec(method), params(), 0))
+        assert checkpoints.latest_progress() == {"step": 4}
+        restored = checkpoints.restore(4, create_state(spec(method), params(), 0))
     finally:
         checkpoints.close()
-    assert int(restored.state.step) == 4
-    jax.tree.map(np.testing.assert_array_equal, restored.state.weighting, state.weighting)
+    assert int(restored.step) == 4
+    jax.tree.map(np.testing.assert_array_equal, restored.weighting, state.weighting)
     assert bool(jax.tree.leaves(state.weighting)) == (method is not WeightingMethod.RLW)
