@@ -2,7 +2,7 @@
 
     python train.py --config configs/demo.py --workdir runs/demo
 
-Two CPU cores need about four minutes. One fold of five is trained; --config.protocol.only_folds=0,1,2,3,4 does all.
+Two CPU cores need about five minutes. One fold of five is trained; --config.protocol.only_folds=0,1,2,3,4 does all.
 """
 
 from jax_mtlser.architecture import Wav2Vec2Architecture

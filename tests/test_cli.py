@@ -156,7 +156,7 @@ def test_the_demo_runs_end_to_end_in_small(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_demo_reaches_what_the_readme_says(tmp_path):
-    """The README's first command in full; about four minutes on two cores."""
+    """The README's first command in full; about five minutes on two cores."""
     pytest.importorskip("espeakng_loader")
     assert train(DEMO, f"--workdir={tmp_path}/run", "--config.training.data_devices=1") == 0
     pooled = read_json(RunFolder(tmp_path / "run").results)["pooled"]
