@@ -183,7 +183,7 @@ def make_buckets(
 
 def rows_within(seconds: float, bound: int) -> int:
     """Utterances of ``bound`` samples that padded ``seconds`` hold."""
-    return round(seconds * SAMPLE_RATE) // bound
+    return round(seconds * SAMPLE_RATE) // int(bound)
 
 
 def plan_epoch(rows: Sequence[int] | np.ndarray, buckets: Buckets, *, seed: int, epoch: int) -> list[PlannedBatch]:

@@ -3,8 +3,11 @@
 What the convolution gives is the largest array of the whole encoder, a hundred times its input, and a norm over time would
 read it twice before it can write it again. But a sum of ten products is normalised as well by normalising its kernel: mean and
 variance of each channel over time follow from mean and covariance of the windows, of ten samples each, and each utterance
-gets a kernel and a bias of its own. Nothing between samples and activation is then ever written, and in the backward pass it
-is computed again.
+gets a kernel and a bias of its own. Nothing as large as the result is then written before it, and in the backward pass the sums
+are computed again.
+
+The covariance is that of the windows' cosine transforms: speech is loud below and faint above, and a variance of what is faint,
+as a difference of loud products, would be nothing but rounding.
 
 Samples stay float32: in bfloat16, what is rounded off loud low frequencies is louder than faint high ones, and
 a channel that hears only those would normalise the error.
@@ -15,6 +18,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
@@ -50,17 +54,25 @@ def normalised_conv(
         stride: of the convolution.
         epsilon: added to the variance.
         activate: what follows.
-        dtype: of the result. Statistics, products and activation are float32.
+        dtype: of the result, and of the products in the backward pass. Statistics, sums and activation are float32.
     """
     windows, taps = convolutions.windows(x, kernel.shape[0], stride), kernel.reshape(-1, kernel.shape[2])
     # Barriers: XLA would compute these small arrays again for each number of the large one.
     windows = lax.optimization_barrier(windows)
-    mean, covariance = _moments(windows, mask)
+    cosines = jnp.asarray(_cosines(taps.shape[0]))
+    mean, covariance = _moments(_exactly("btk,kj->btj", windows, cosines), mask)
+    by_cosine = _exactly("kj,ko->jo", cosines, taps)
     # Rounding may leave less than nothing of a channel that hears next to nothing.
-    variance = jnp.maximum(_exactly("bjo,jo->bo", _exactly("bij,io->bjo", covariance, taps), taps), 0.0)
+    variance = jnp.maximum(_exactly("bjo,jo->bo", _exactly("bij,io->bjo", covariance, by_cosine), by_cosine), 0.0)
     gain = lax.rsqrt(variance + epsilon) * scale[None]
-    own_taps, own_bias = taps[None] * gain[:, None], bias[None] - _exactly("bk,ko->bo", mean, taps) * gain
+    own_taps, own_bias = taps[None] * gain[:, None], bias[None] - _exactly("bj,jo->bo", mean, by_cosine) * gain
     return _activated(windows, *lax.optimization_barrier((own_taps, own_bias)), activate, dtype)
+
+
+def _cosines(size: int) -> Float[np.ndarray, "K K"]:
+    """The orthonormal cosine transform (DCT-II) as a matrix from the right, float32."""
+    waves = np.cos(np.pi / size * (np.arange(size)[:, None] + 0.5) * np.arange(size)[None])
+    return (waves / np.linalg.norm(waves, axis=0)).astype(np.float32)
 
 
 def _moments(

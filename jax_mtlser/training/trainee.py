@@ -268,11 +268,12 @@ class Trainee:
             self._write({**head, **{f"loss_{task}": value for task, value in losses.items()}, **summary})
             # A corpus without emotion labels still has an epoch to choose: by the sum of its losses.
             value = processes.from_first(summary["ua"] if summary["ua"] is not None else -sum(losses.values()))
-            if not math.isfinite(value):
+            if not all(map(math.isfinite, losses.values())):
                 told = ", ".join(f"{task} {loss:g}" for task, loss in losses.items())
+                kept = f"; the checkpoint of step {self._saved_step} is kept" if self._saved_step else ""
                 raise NonFiniteLossError(
-                    f"{self.name}: the {part} part's loss is not finite after epoch {epoch} (losses: {told}). The last good "
-                    "checkpoint is kept; lower --config.optimizer.learning_rate."
+                    f"{self.name}: the {part} part's loss is not finite after epoch {epoch} (losses: {told}); lower "
+                    f"--config.optimizer.learning_rate{kept}"
                 )
             if part == deciding and value > progress.best:
                 progress.best, progress.best_step, progress.best_epoch = value, progress.step, epoch

@@ -176,11 +176,6 @@ def test_leftovers_join_longer_utterances_unless_padding_counts(corpus, hf_compa
 
 
 def test_a_validation_loss_that_is_not_finite_fails_the_member_at_once(corpus, tmp_path, monkeypatch):
-    class Unlabelled:
-        def summary(self) -> dict[str, None]:
-            return {"ua": None}
-
-    monkeypatch.setattr(trainee, "score", lambda predictions: Unlabelled())
     monkeypatch.setattr(trainee, "means", lambda losses: {"gender": float("nan")})
     config, screen = tiny_config(corpus), display()
     config.protocol.only_folds = (0,)
