@@ -54,7 +54,7 @@ def main() -> None:
                      "precision": "float32", "threads": torch.get_num_threads()},
         "encoders": rows,
     }  # fmt: skip
-    common.write(arguments.output, "encoders", result, to_table(result))
+    common.write(arguments.output, common.name_of("encoders", "cpu"), result, to_table(result))
 
 
 def measure(name: str, batch: int, seconds: float, repeats: int) -> dict[str, float | str]:
