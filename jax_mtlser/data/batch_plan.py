@@ -1,8 +1,8 @@
 """Which utterances go together at which padded length: pure functions of (durations, seed, epoch).
 
-A bucket is a padded length. Its bound, the number of utterances in its batches and the width of its transcript
-matrix are fixed for a run, so that each bucket is one compiled program. The order of batches follows from
-(seed, epoch) alone, so a run can resume from its step number.
+A bucket is a padded length. Its bound, the number of utterances in its batches and the width of its transcript matrix
+are fixed for a run, so that each bucket is one compiled program of training and one of evaluation. The order of batches
+follows from (seed, epoch) alone, so a run can resume from its step number.
 """
 
 import collections
@@ -167,7 +167,7 @@ def make_buckets(
             )
         sizes = [batch_size] * len(bounds)
     else:
-        sizes = [rows_within(batch_seconds, bound) // rows_multiple * rows_multiple for bound in bounds]
+        sizes = [rows_within(batch_seconds, bound) // rows_multiple * rows_multiple for bound in bounds.tolist()]
         if min(sizes) == 0:
             needed = math.ceil(100 * rows_multiple * bounds[-1] / SAMPLE_RATE) / 100
             raise PlanError(
@@ -183,7 +183,7 @@ def make_buckets(
 
 def rows_within(seconds: float, bound: int) -> int:
     """Utterances of ``bound`` samples that padded ``seconds`` hold."""
-    return round(seconds * SAMPLE_RATE) // int(bound)
+    return round(seconds * SAMPLE_RATE) // bound
 
 
 def plan_epoch(rows: Sequence[int] | np.ndarray, buckets: Buckets, *, seed: int, epoch: int) -> list[PlannedBatch]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Complex, Float
 
 from jax_mtlser.models import products
 
-__all__ = ["is_thin", "same_grouped_conv", "shared_spectrum", "strided_conv", "windows"]
+__all__ = ["add_outer_products", "is_thin", "same_grouped_conv", "shared_spectrum", "strided_conv", "windows"]
 
 # Grouped convolutions with more taps than this are wide.
 _WIDE = 8
@@ -71,11 +71,19 @@ def windows(x: Float[Array, "B L I"], width: int, stride: int) -> Float[Array, "
 @jax.custom_vjp
 def _outer_products(windows: Float[Array, "B T K"], kernel: Float[Array, "K O"]) -> Float[Array, "B T O"]:
     left, right = windows.astype(jnp.float32), kernel.astype(jnp.float32)
-    # Products this thin do not fill a matrix kernel, and a fused sum is not written out and read again.
-    total = left[..., 0:1] * right[None, None, 0]
-    for tap in range(1, right.shape[0]):
-        total = total + left[..., tap : tap + 1] * right[None, None, tap]
-    return total.astype(windows.dtype)
+    return add_outer_products(jnp.zeros((), jnp.float32), left, right[None]).astype(windows.dtype)
+
+
+def add_outer_products(
+    total: Float[Array, "#B #T #O"], windows: Float[Array, "B T K"], kernels: Float[Array, "#B K O"]
+) -> Float[Array, "B T O"]:
+    """``total + windows @ kernels`` for few taps.
+
+    Products this thin do not fill a matrix kernel, and a fused sum is not written out and read again.
+    """
+    for tap in range(kernels.shape[1]):
+        total = total + windows[..., tap : tap + 1] * kernels[:, tap][:, None]
+    return total
 
 
 def _outer_products_forward(windows: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:

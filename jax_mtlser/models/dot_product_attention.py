@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
 from jax_mtlser.models import products
-from jax_mtlser.models.dropout import dropout, dropout_factor, dropout_words, recomputed
+from jax_mtlser.models.dropout import dropout, dropout_factor, dropout_words
 
 __all__ = ["dot_product_attention"]
 
@@ -105,7 +105,7 @@ def _average_backward(rate: float, saved: tuple[Array, ...], cotangent: Array) -
     d_value = products.einsum("bhqk,bqhe->bkhe", weights, scaled, value.dtype)
     d_weights = products.einsum(_SCORES, scaled, value, value.dtype).astype(jnp.float32)
     if words is not None:
-        d_weights = d_weights * dropout_factor(recomputed(words), rate, weights.shape)
+        d_weights = d_weights * dropout_factor(products.recomputed(words), rate, weights.shape)
     through_sum = jnp.sum(scaled.astype(jnp.float32) * average.astype(jnp.float32), axis=-1).swapaxes(1, 2)
     d_scores = exponentials.astype(jnp.float32) * (d_weights - through_sum[..., None])
     d_scores = jnp.where(mask[:, None, None, :], d_scores, 0.0).astype(like.dtype)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
+from jax_mtlser.models import products
 from jax_mtlser.models.random_bits import random_bits
 
-__all__ = ["dropout", "dropout_factor", "dropout_words", "recomputed"]
+__all__ = ["dropout", "dropout_factor", "dropout_words"]
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*shape"]:
@@ -28,15 +29,6 @@ def dropout_factor(words: UInt32[Array, " K"], rate: float, shape: tuple[int, ..
     return jnp.where(_kept(words, 1 - rate, shape), jnp.float32(1 / (1 - rate)), 0.0)
 
 
-def recomputed(words: UInt32[Array, " K"]) -> UInt32[Array, " K"]:
-    """The same words, for a backward pass: XLA then computes the numbers again.
-
-    A zero that it does not know for one hides that these are the forward pass' numbers: it would keep them since then,
-    in float32, which costs more memory traffic than the activations do.
-    """
-    return words ^ jax.lax.optimization_barrier(jnp.uint32(0))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dropped(x: Array, words: Array, rate: float) -> Array:
     return (x.astype(jnp.float32) * dropout_factor(words, rate, x.shape)).astype(x.dtype)
@@ -47,7 +39,7 @@ def _dropped_forward(x: Array, words: Array, rate: float) -> tuple[Array, Array]
 
 
 def _dropped_backward(rate: float, words: Array, cotangent: Array) -> tuple[Array, None]:
-    return _dropped(cotangent, recomputed(words), rate), None
+    return _dropped(cotangent, products.recomputed(words), rate), None
 
 
 _dropped.defvjp(_dropped_forward, _dropped_backward)

@@ -88,15 +88,7 @@ def _moments(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _activated(windows: Array, taps: Array, bias: Array, activate: Callable[[Array], Array], dtype: DTypeLike) -> Array:
     """Of each utterance's windows times its own taps."""
-    return activate(_sums(windows, taps, bias)).astype(dtype)
-
-
-def _sums(windows: Float[Array, "B T K"], taps: Float[Array, "B K O"], bias: Float[Array, "B O"]) -> Array:
-    # Products this thin do not fill a matrix kernel, and a fused sum is not written out.
-    total = bias[:, None]
-    for tap in range(taps.shape[1]):
-        total = total + windows[..., tap : tap + 1] * taps[:, tap][:, None]
-    return total
+    return activate(convolutions.add_outer_products(bias[:, None], windows, taps)).astype(dtype)
 
 
 def _forward(
@@ -109,9 +101,8 @@ def _backward(
     activate: Callable[[Array], Array], dtype: DTypeLike, saved: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array, Array, Array]:
     windows, taps, bias = saved
-    # A zero that XLA does not know for one: it would keep the forward pass' sums, in float32.
-    again = _sums(windows, taps + lax.optimization_barrier(jnp.zeros((), taps.dtype)), bias)
-    (d_sums,) = jax.vjp(activate, again)[1](cotangent.astype(jnp.float32))
+    sums = convolutions.add_outer_products(bias[:, None], windows, products.recomputed(taps))
+    (d_sums,) = jax.vjp(activate, sums)[1](cotangent.astype(jnp.float32))
     d_sums = d_sums.astype(dtype)
     # What rounding takes from the windows has rows of its own, and the bias' are ones: a product of 21 rows takes no longer.
     rounded = windows.astype(dtype)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jax_mtlser import runtime
 
@@ -35,6 +35,7 @@ __all__ = [
     "matmul",
     "on_cpu",
     "power_spectrum",
+    "recomputed",
     "transposed",
 ]
 
@@ -120,6 +121,15 @@ def in_rows(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     cost a transpose each. A flat array has one layout only, and nothing is moved past a barrier.
     """
     return x if on_cpu() or is_plain() else lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
+
+
+def recomputed(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
+    """The same, for a backward pass: what it computes from this, XLA then computes again.
+
+    A zero that it does not know for one hides that these are the forward pass' numbers: it would keep what came of them
+    since then, in float32, which costs more memory traffic than the activations do.
+    """
+    return x + lax.optimization_barrier(jnp.zeros((), x.dtype))
 
 
 def affine(

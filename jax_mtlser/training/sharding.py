@@ -156,6 +156,9 @@ class CompiledSteps:
         with products.formulation(plain=self.spec.plain):
             return ready_to_multiply(params, self.spec.model.options.dtype)
 
+    def _ready_shapes(self) -> Any:
+        return self._replicated_shapes(jax.eval_shape(self.ready, self.params_shapes()))
+
     def params_shapes(self) -> Any:
         """Shape, type and sharding of the model's parameters."""
         return self._replicated_shapes(jax.eval_shape(lambda state: state.params, self.state_shapes()))
@@ -206,12 +209,11 @@ class CompiledSteps:
             bucket: its shape.
             knobs: of one member; their values do not matter; used for ``train`` only.
         """
-        ready = self._replicated_shapes(jax.eval_shape(self.ready, self.params_shapes()))
         if name == "frozen":
             # What is kept in memory: that of another process would be out of reach.
             kept = self.by_row if processes.alone() else self.replicated
             jitted = jax.jit(functools.partial(frozen_step, self.spec), out_shardings=kept)
-            return jitted.lower(ready["encoder"], *self._sample_shapes(bucket))
+            return jitted.lower(self._ready_shapes()["encoder"], *self._sample_shapes(bucket))
         state, batch = self.state_shapes(), self._batch_shapes(bucket)
         bound, knobs, corpus = self.buckets.bounds[bucket], self._replicated_shapes(knobs), self._corpus_shapes()
         if name == "train" and self.members == 1:
@@ -231,9 +233,9 @@ class CompiledSteps:
         if name == "hear":
             key = self._replicated_shapes(jax.eval_shape(lambda: jax.random.key(0)))
             jitted = jax.jit(functools.partial(hear_step, self.spec, bound), out_shardings=self.replicated)
-            return jitted.lower(ready, batch, corpus, key)
+            return jitted.lower(self._ready_shapes(), batch, corpus, key)
         jitted = jax.jit(functools.partial(eval_step, self.spec, bound), out_shardings=self.replicated)
-        return jitted.lower(ready, batch, corpus)
+        return jitted.lower(self._ready_shapes(), batch, corpus)
 
     def program(self, name: str, bucket: int) -> Any:
         """A compiled program, for what XLA says about it."""

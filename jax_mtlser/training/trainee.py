@@ -27,7 +27,7 @@ __all__ = ["NonFiniteLossError", "Progress", "Trained", "Trainee"]
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss or gradient that is not a finite number; the message names step and utterances."""
+    """A loss or gradient that is not a finite number; the message names step and utterances, or epoch and part."""
 
 
 @dataclasses.dataclass(frozen=True)

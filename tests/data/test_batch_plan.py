@@ -164,8 +164,8 @@ def test_no_other_choice_of_leftovers_that_join_pads_less(lengths, batch_seconds
 
 
 def test_there_may_be_thousands_of_buckets():
-    lengths = list(range(320, 320 * 3001, 320))
-    plan = plan_in_order(range(3000), buckets_of(lengths, num_buckets=3000))
+    bounds = tuple(range(320, 320 * 3001, 320))
+    plan = plan_in_order(range(3000), Buckets(bounds, (4,) * 3000, (8,) * 3000, np.arange(3000)))
     assert sorted(row for batch in plan for row in batch.rows if row != FILL) == list(range(3000))
     assert len(plan) == 750, "four neighbours each"
 
