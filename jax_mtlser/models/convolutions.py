@@ -38,6 +38,8 @@ def strided_conv(
     chunk of the kernel, so each ``j`` is one product over all chunks. Few channels (samples) have a form of their own.
     """
     if stride * kernel.shape[1] < _MIN_CHUNK_WIDTH:
+        if x.dtype != dtype and not products.on_cpu() and not products.is_plain():
+            x, kernel = _in_parts(x, kernel, dtype)
         return _thin_conv(x.astype(dtype), kernel.astype(dtype), stride)
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     if products.is_plain():
@@ -50,6 +52,19 @@ def strided_conv(
 def is_thin(kernel: Float[Array, "K I O"]) -> bool:
     """Whether an output sees so little that CPUs are faster without a matrix product."""
     return kernel.shape[0] * kernel.shape[1] < _MIN_PRODUCT_WIDTH
+
+
+def _in_parts(
+    x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], dtype: DTypeLike
+) -> tuple[Float[Array, "B L 3*I"], Float[Array, "K 3*I O"]]:
+    """Samples and taps whose convolution in ``dtype`` is nearly that in float32.
+
+    Rounding samples takes more from loud low frequencies than there is of faint high ones, and a channel that hears only
+    those is then normalised to the error. Rounding taps lets the loud through. So what rounding takes has channels of its
+    own. The product does not become slower by them: what it reads is a small part of what it writes.
+    """
+    (rounded, rest), (taps, rest_of_taps) = products.in_two(x, dtype), products.in_two(kernel, dtype)
+    return jnp.concatenate([rounded, rest, rounded], axis=-1), jnp.concatenate([taps, taps, rest_of_taps], axis=1)
 
 
 def _thin_conv(x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int) -> Float[Array, "B T O"]:

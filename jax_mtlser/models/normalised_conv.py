@@ -105,8 +105,7 @@ def _backward(
     (d_sums,) = jax.vjp(activate, sums)[1](cotangent.astype(jnp.float32))
     d_sums = d_sums.astype(dtype)
     # What rounding takes from the windows has rows of its own, and the bias' are ones: a product of 21 rows takes no longer.
-    rounded = windows.astype(dtype)
-    rest = (windows - rounded.astype(jnp.float32)).astype(dtype)
+    rounded, rest = products.in_two(windows, dtype)
     rows = jnp.concatenate([rounded, rest, jnp.ones_like(rounded[..., :1])], axis=-1)
     d_rounded, d_rest, d_bias = jnp.split(
         products.accumulate("bti,bto->bio", rows, d_sums), [taps.shape[1], 2 * taps.shape[1]], axis=1

@@ -30,6 +30,7 @@ __all__ = [
     "formulation",
     "fourier_waves",
     "in_rows",
+    "in_two",
     "is_batched",
     "is_plain",
     "matmul",
@@ -121,6 +122,17 @@ def in_rows(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     cost a transpose each. A flat array has one layout only, and nothing is moved past a barrier.
     """
     return x if on_cpu() or is_plain() else lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
+
+
+def in_two(x: Float[Array, "*shape"], dtype: DTypeLike) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Float32 numbers rounded to ``dtype``, and what that took from them, which has no gradient of its own.
+
+    Of the two together, the second is a constant: a product that is linear in both has the whole gradient in the first.
+    """
+    shape = jnp.finfo(dtype)
+    # Not by converting there and back: XLA takes the excess precision and leaves nothing of the rest.
+    rest = x - lax.reduce_precision(x, shape.nexp, shape.nmant)
+    return x.astype(dtype), lax.stop_gradient(rest).astype(dtype)
 
 
 def recomputed(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
