@@ -61,7 +61,7 @@ def _in_parts(
 
     Rounding samples takes more from loud low frequencies than there is of faint high ones, and a channel that hears only
     those is then normalised to the error. Rounding taps lets the loud through. So what rounding takes has channels of its
-    own. The product does not become slower by them: what it reads is a small part of what it writes.
+    own: what the product reads stays a small part of what it writes.
     """
     (rounded, rest), (taps, rest_of_taps) = products.in_two(x, dtype), products.in_two(kernel, dtype)
     return jnp.concatenate([rounded, rest, rounded], axis=-1), jnp.concatenate([taps, taps, rest_of_taps], axis=1)

@@ -147,7 +147,7 @@ def test_an_encoder_in_bfloat16_hears_what_is_faint_beside_what_is_loud(hf_compa
 
 
 def test_accelerators_round_the_first_convolution_once():
-    # Second differences leave a thousandth of a rumble: samples or taps rounded to bfloat16 would leave more of it.
+    # Second differences leave little of a rumble: samples or taps rounded to bfloat16 would leave more of it.
     arguments = _rumble(2, SAMPLES)[..., None], np.zeros((WIDTH, 1, CHANNELS), np.float32)
     arguments[1][:3] = np.array([0.3, -0.6, 0.3], np.float32)[:, None, None] * (1 + 0.1 * _normal(CHANNELS, seed=2))
 
