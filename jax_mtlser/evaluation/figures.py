@@ -418,7 +418,11 @@ def save(figure: Figure, stem: Path) -> str:
     ):
         # The layout is computed with matplotlib's own font, which does not have every script.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing from")
-        figure.draw_without_rendering()  # the first layout does not know yet how wide the tick labels are
+        if (engine := figure.get_layout_engine()) is not None:
+            # The first layout does not know yet how wide the tick labels are; each file would compute its own third one.
+            engine.execute(figure)
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(vector, format="svg", metadata=nothing)
         figure.savefig(stem.with_suffix(".png"), format="png")
     svg = vector.getvalue()

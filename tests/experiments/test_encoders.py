@@ -247,7 +247,8 @@ def test_a_regression_for_an_encoder_that_warps_frequencies_hears_warped_copies(
 )
 def test_training_hears_warped_frequencies_whatever_learns(corpus, checkpoint, tmp_path, changes):
     losses = {}
-    for warp in (None, 0.0, 0.2):
+    without = [None] if changes.get("model.encoder.freeze") is Freeze.NOTHING else []  # equal for one is equal for all
+    for warp in (*without, 0.0, 0.2):
         config = _config(corpus, checkpoint)
         config.model.encoder.frequency_warp, config.training.log_every_steps = warp, 1
         for name, value in changes.items():
@@ -257,7 +258,7 @@ def test_training_hears_warped_frequencies_whatever_learns(corpus, checkpoint, t
         assert train_run(config, run.path, display()) == 0
         lines = read_json_lines(run.member("r0_f0").metrics)
         losses[warp] = [line["loss"] for line in lines if line["kind"] == "train"]
-    assert losses[0.0] == losses[None]
+    assert all(losses[warp] == losses[0.0] for warp in without)
     assert losses[0.2][0] != losses[0.0][0]
 
 

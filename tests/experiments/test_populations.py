@@ -188,7 +188,9 @@ def test_members_that_stand_at_different_epochs_are_finished_in_smaller_groups(c
 
 def test_the_size_of_a_population_follows_from_memory(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("jax_mtlser.experiments.populations.device_memory", lambda: 2**33)
-    failed, shown = train(settings(corpus, 0), tmp_path / "run")
+    config = settings(corpus, 0)
+    config.training.epochs = 1
+    failed, shown = train(config, tmp_path / "run")
     assert failed == 0
     assert "members that fit into 8.0 GiB: 3" in shown
     assert f"training together: {', '.join(CHOSEN)}" in shown

@@ -19,7 +19,7 @@ from jax_mtlser.training.checkpoint import load_model_description
 
 ROOT = Path(__file__).parents[2]
 # 12 training utterances, 4 per batch: 3 steps per epoch.
-STEPS = 36
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,8 @@ def corpus(tmp_path_factory) -> Path:
 def start(corpus: Path, workdir: Path) -> subprocess.Popen:
     command = [
         sys.executable, "train.py", "--config", "tests/experiments/tiny.py", "--workdir", str(workdir),
-        f"--config.corpus.path={corpus}", "--config.training.epochs=12", "--config.protocol.only_folds=0,",
+        f"--config.corpus.path={corpus}", "--config.training.epochs=8", "--config.protocol.only_folds=0,",
+        "--config.training.checkpoint_every_steps=2",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error::DeprecationWarning:jax_mtlser"}
     return subprocess.Popen(

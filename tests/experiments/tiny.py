@@ -103,7 +103,6 @@ def tiny_config(corpus: Path, *, epochs: int = 2) -> Config:
             precision=Precision.FLOAT32,
             data_devices=1,
             log_every_steps=1,
-            checkpoint_every_steps=2,
             tensorboard=False,
         ),
     )
@@ -136,7 +135,7 @@ def get_config(kind: str = "") -> Config:
         config.training.epochs = 4
         config.variants = grid({"weights.alpha": (0.0, 0.4)})
     if kind == "hosts":
-        config.training = dataclasses.replace(config.training, epochs=6, data_devices=2, checkpoint_every_steps=100)
+        config.training = dataclasses.replace(config.training, epochs=6, data_devices=2)
         architecture = config.model.encoder.architecture
         config.model.encoder.architecture = dataclasses.replace(architecture, num_conv_pos_embeddings=9)
         config.protocol.only_folds, config.model.head_start = (0,), HeadStart.REGRESSION

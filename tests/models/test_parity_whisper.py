@@ -229,7 +229,7 @@ def _reference_architecture():
 @pytest.fixture(scope="module")
 def real(request):
     folder = request.getfixturevalue("real_data")
-    files = sorted((folder / "nemo16k" / "flac").glob("*.flac"))[::330]
+    files = sorted((folder / "nemo16k" / "flac").glob("*.flac"))[::540]
     clips = [soundfile.read(file, dtype="float32")[0] for file in files]
     checkpoint = folder / "whisper-tiny.en-encoder"
     extractor = WhisperFeatureExtractor.from_pretrained(checkpoint)
@@ -271,14 +271,19 @@ def test_the_real_encoder_on_real_speech_is_transformers(real, as_released):
     model = TorchEncoder(WhisperConfig.from_pretrained(checkpoint)).eval()
     model.load_state_dict(state)
     chance = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        half_units = [torch.empty_like(mel).uniform_(-1, 1, generator=chance) * 2**-24 for _ in range(5)]
-        rounded = [mel, *(mel * (1 + half_unit) for half_unit in half_units)]
-        singles = [model(spectrogram).last_hidden_state.numpy() for spectrogram in rounded]
-        double = model.double()(mel.double()).last_hidden_state.numpy()
     own = np.asarray(ours.mask)
-    error = np.abs(ours.frames - double).max(axis=-1)[own]
-    theirs = np.max([np.abs(single - double).max(axis=-1)[own] for single in singles], axis=0)
+    with torch.no_grad():
+        double = model.double()(mel.double()).last_hidden_state.numpy()
+        single = model.float()(mel).last_hidden_state.numpy()
+        off = lambda frames: np.abs(frames - double).max(axis=-1) * own
+        error, theirs = off(np.asarray(ours.frames)), off(single)
+        # Several only where there is something to excuse.
+        for row in np.flatnonzero((error > ENCODER_TOLERANCE).any(axis=1)):
+            for _ in range(5):
+                half_unit = torch.empty_like(mel[row]).uniform_(-1, 1, generator=chance) * 2**-24
+                moved = model((mel[row] * (1 + half_unit))[None]).last_hidden_state[0].numpy()
+                theirs[row] = np.maximum(theirs[row], np.abs(moved - double[row]).max(axis=-1) * own[row])
+    error, theirs = error[own], theirs[own]
     ill = theirs > ENCODER_TOLERANCE
     print(f"{len(error)} frames, values up to {np.abs(double).max():.1f}: max error {error[~ill].max():.1e};")
     print(f"{ill.sum()} ill-conditioned: {error[ill]}, the reference's float32 itself {theirs[ill]}")
