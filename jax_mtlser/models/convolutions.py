@@ -38,9 +38,7 @@ def strided_conv(
     chunk of the kernel, so each ``j`` is one product over all chunks. Few channels (samples) have a form of their own.
     """
     if stride * kernel.shape[1] < _MIN_CHUNK_WIDTH:
-        if x.dtype != dtype and not products.on_cpu() and not products.is_plain():
-            x, kernel = _in_parts(x, kernel, dtype)
-        return _thin_conv(x.astype(dtype), kernel.astype(dtype), stride)
+        return _thin_conv(x, kernel, stride, dtype)
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     if products.is_plain():
         return _chunked_conv(x, kernel, stride)[0]
@@ -67,13 +65,16 @@ def _in_parts(
     return jnp.concatenate([rounded, rest, rounded], axis=-1), jnp.concatenate([taps, taps, rest_of_taps], axis=1)
 
 
-def _thin_conv(x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int) -> Float[Array, "B T O"]:
+def _thin_conv(
+    x: Float[Array, "B L I"], kernel: Float[Array, "K I O"], stride: int, dtype: DTypeLike
+) -> Float[Array, "B T O"]:
     """For few input channels (samples): one product on unfolded windows, on CPU a sum of outer products if they are short."""
-    width, channels, outputs = kernel.shape
-    seen, flat = windows(x, width, stride), kernel.reshape(width * channels, outputs)
-    if is_thin(kernel) and products.on_cpu() and not products.is_plain():
-        return _outer_products(seen, flat)
-    return products.matmul(seen, flat, x.dtype)
+    summed = not products.is_plain() and products.on_cpu() and is_thin(kernel)
+    if x.dtype != dtype and not products.is_plain() and not products.on_cpu():
+        x, kernel = _in_parts(x, kernel, dtype)
+    seen = windows(x.astype(jnp.float32 if summed else dtype), kernel.shape[0], stride)
+    taps = kernel.reshape(-1, kernel.shape[2])
+    return _outer_products(seen, taps.astype(jnp.float32), dtype) if summed else products.matmul(seen, taps, dtype)
 
 
 def windows(x: Float[Array, "B L I"], width: int, stride: int) -> Float[Array, "B T K"]:
@@ -83,10 +84,12 @@ def windows(x: Float[Array, "B L I"], width: int, stride: int) -> Float[Array, "
     return jnp.concatenate([chunks[:, j : j + num_outputs, : tap * x.shape[2]] for j, tap in enumerate(taps)], -1)
 
 
-@jax.custom_vjp
-def _outer_products(windows: Float[Array, "B T K"], kernel: Float[Array, "K O"]) -> Float[Array, "B T O"]:
-    left, right = windows.astype(jnp.float32), kernel.astype(jnp.float32)
-    return add_outer_products(jnp.zeros((), jnp.float32), left, right[None]).astype(windows.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _outer_products(
+    windows: Float[Array, "B T K"], kernel: Float[Array, "K O"], dtype: DTypeLike
+) -> Float[Array, "B T O"]:
+    """``windows @ kernel``, of float32, rounded to ``dtype``; the products of its gradient are in ``dtype``."""
+    return add_outer_products(jnp.zeros((), jnp.float32), windows, kernel[None]).astype(dtype)
 
 
 def add_outer_products(
@@ -101,17 +104,18 @@ def add_outer_products(
     return total
 
 
-def _outer_products_forward(windows: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _outer_products(windows, kernel), (windows, kernel)
+def _outer_products_forward(windows: Array, kernel: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
+    return _outer_products(windows, kernel, dtype), (windows, kernel)
 
 
-def _outer_products_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _outer_products_backward(dtype: DTypeLike, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     windows, kernel = saved
     rows, flat = windows.reshape(-1, windows.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
-    d_windows = products.accumulate("ro,ko->rk", flat, kernel).reshape(windows.shape)
-    return d_windows.astype(windows.dtype), products.accumulate("kr,ro->ko", products.transposed(rows), flat).astype(
-        kernel.dtype
-    )
+    d_windows = products.accumulate("ro,ko->rk", flat, kernel.astype(dtype)).reshape(windows.shape)
+    # What rounding takes from the samples has rows of its own.
+    parts = (rows,) if dtype == jnp.float32 else products.in_two(rows, dtype)
+    d_parts = products.accumulate("kr,ro->ko", products.transposed(jnp.concatenate(parts, axis=1)), flat)
+    return d_windows, jnp.sum(d_parts.reshape(len(parts), *kernel.shape), axis=0)
 
 
 _outer_products.defvjp(_outer_products_forward, _outer_products_backward)
