@@ -297,6 +297,7 @@ class Experiment:
             untrained=self._untrained(),
             steps=self.steps_of(self.head_sizes(maps, vocabulary), vocabulary.blank if vocabulary else 0),
             source=self._source(targets),
+            display=self.display,
         )
 
     def _untrained(self) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """From evaluation steps to one :class:`Prediction` per utterance."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax_mtlser.data.labels import LabelMaps
 from jax_mtlser.data.vocabulary import Vocabulary
 from jax_mtlser.evaluation.predictions import Part, Prediction
 from jax_mtlser.training.losses import LossSums
+from jax_mtlser.training.progress import Display
 from jax_mtlser.training.sharding import CompiledSteps
 from jax_mtlser.training.step import Evaluation
 
@@ -42,6 +44,7 @@ class Judge:
         untrained: tasks whose weight is 0; what their heads say means nothing and is not written down.
         steps: compiled programs.
         source: batches.
+        display: where progress goes.
     """
 
     member: str
@@ -54,12 +57,13 @@ class Judge:
     untrained: frozenset[str]
     steps: CompiledSteps
     source: BatchSource
+    display: Display
 
     def __call__(self, params: Any, corpus: Any, rows: Sequence[int], part: Part) -> Judged:
         """Evaluate ``rows`` of the manifest."""
         found: dict[int, Prediction] = {}
         losses: LossSums | None = None
-        for planned, evaluation in self._evaluated(params, corpus, rows):
+        for planned, evaluation in self._evaluated(params, corpus, rows, f"{self.member}: {part}"):
             result = jax.device_get(evaluation)
             losses = result.losses if losses is None else losses + result.losses
             for place, row in enumerate(planned.rows):
@@ -69,7 +73,7 @@ class Judge:
 
     def pooled(self, params: Any, corpus: Any, rows: Sequence[int]) -> Float32[np.ndarray, "N D"]:
         """What the heads of utterances read before they learn, for each of ``rows``."""
-        evaluated = self._evaluated(params, corpus, rows)
+        evaluated = self._evaluated(params, corpus, rows, "hearing")
         return _in_order(rows, ((planned, evaluation.pooled) for planned, evaluation in evaluated))
 
     def warped(self, params: Any, corpus: Any, rows: Sequence[int], copies: int) -> list[Float32[np.ndarray, "N D"]]:
@@ -82,23 +86,36 @@ class Judge:
             copies: how often; factors are drawn from each copy's number, batch by batch.
         """
         batches = plan_in_order(rows, self.source.buckets)
-        self.steps.compile(None, names=("hear",), buckets=sorted({planned.bucket for planned in batches}))
+        buckets, compiled = sorted({planned.bucket for planned in batches}), itertools.count(1)
+        with self.display.counting("compiling") as progress:
+            self.steps.compile(
+                None, names=("hear",), buckets=buckets, progress=lambda *_: progress(next(compiled), len(buckets))
+            )
         params = self.steps.ready(params)
 
         def heard(copy: int) -> Iterator[tuple[PlannedBatch, Any]]:
             keys = jax.random.split(jax.random.key(copy), len(batches))
-            for key, (planned, batch) in zip(keys, self._on_devices(batches), strict=True):
+            title = f"hearing, warped ({copy + 1} of {copies})"
+            for key, (planned, batch) in zip(keys, self._on_devices(batches, title), strict=True):
                 yield planned, self.steps.hear(planned.bucket, params, batch, corpus, self.steps.put(key))
 
         return [_in_order(rows, heard(copy)) for copy in range(copies)]
 
-    def _evaluated(self, params: Any, corpus: Any, rows: Sequence[int]) -> Iterator[tuple[PlannedBatch, Evaluation]]:
+    def _evaluated(
+        self, params: Any, corpus: Any, rows: Sequence[int], title: str
+    ) -> Iterator[tuple[PlannedBatch, Evaluation]]:
         params = self.steps.ready(params)
-        for planned, batch in self._on_devices(plan_in_order(rows, self.source.buckets)):
+        for planned, batch in self._on_devices(plan_in_order(rows, self.source.buckets), title):
             yield planned, self.steps.evaluate(planned.bucket, params, batch, corpus)
 
-    def _on_devices(self, batches: Sequence[PlannedBatch]) -> Iterator[tuple[PlannedBatch, Any]]:
-        return prefetch(lambda planned: self.steps.put_batch(self.source.get(planned)), batches)
+    def _on_devices(self, batches: Sequence[PlannedBatch], title: str) -> Iterator[tuple[PlannedBatch, Any]]:
+        """Batches with their samples; a bar counts the utterances of those that were asked back for more."""
+        counts = [int(np.sum(planned.rows != FILL)) for planned in batches]
+        with self.display.counting(title) as progress:
+            done = itertools.accumulate(counts)
+            for planned, batch in prefetch(lambda planned: self.steps.put_batch(self.source.get(planned)), batches):
+                yield planned, batch
+                progress(next(done), sum(counts))
 
     def _prediction(self, row: int, part: Part, result: Any, place: int) -> Prediction:
         utterance, maps = self.manifest.utterances[row], self.maps

@@ -8,6 +8,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -25,26 +26,41 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
+        self._shown: Progress | None = None
 
     def line(self, text: str) -> None:
-        """Print one line, above a running bar."""
+        """Print one line, above running bars."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def counting(self, title: str) -> Iterator[Callable[[int, int], None]]:
         """A bar for ``(done, total)`` calls."""
-        with self._bar() as bar:
-            task = bar.add_task(title, total=None, note="")
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        with self._bar(title, total=None) as (progress, task):
+            yield lambda done, total: progress.update(task, completed=done, total=total)
 
     @contextlib.contextmanager
     def steps(self, title: str, done: int, total: int) -> Iterator[Callable[[int, str], None]]:
         """A bar for ``(step, note)`` calls; its remaining time counts from ``done``."""
-        with self._bar() as bar:
-            task = bar.add_task(title, total=total, completed=done, note="")
-            yield lambda step, note: bar.update(task, completed=step, note=note)
+        with self._bar(title, total=total, completed=done) as (progress, task):
+            yield lambda step, note: progress.update(task, completed=step, note=note)
 
-    def _bar(self) -> Progress:
+    @contextlib.contextmanager
+    def _bar(self, title: str, **numbers: int | None) -> Iterator[tuple[Progress, TaskID]]:
+        """A bar under those that are running: a terminal has one place for all."""
+        if self._shown is None:
+            self._shown = self._progress()
+            self._shown.start()
+        progress = self._shown
+        task = progress.add_task(title, note="", **numbers)  # type: ignore[arg-type]
+        try:
+            yield progress, task
+        finally:
+            progress.remove_task(task)
+            if not progress.tasks:
+                progress.stop()
+                self._shown = None
+
+    def _progress(self) -> Progress:
         return Progress(
             TextColumn("{task.description}"),
             BarColumn(),

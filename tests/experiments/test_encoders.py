@@ -1,5 +1,6 @@
 """Runs on pre-trained encoders: what is loaded, what stays frozen, what is refused, what is not reported."""
 
+import contextlib
 import functools
 import io
 import itertools
@@ -214,7 +215,13 @@ def test_without_epochs_a_run_is_a_regression_on_what_the_checkpoint_hears(corpu
 def test_a_regression_for_an_encoder_that_warps_frequencies_hears_warped_copies(
     corpus, checkpoint, tmp_path, monkeypatch
 ):
-    fitted = []
+    fitted, counted = [], {}
+
+    @contextlib.contextmanager
+    def counting(self, title):
+        yield lambda done, total: counted.update({title: (done, total)})
+
+    monkeypatch.setattr(Display, "counting", counting)
 
     def fit(pooled, *arguments, **keywords):
         fitted.append(pooled)
@@ -228,6 +235,10 @@ def test_a_regression_for_an_encoder_that_warps_frequencies_hears_warped_copies(
     run = RunFolder(tmp_path / "run")
     assert train_run(config, run.path, display()) == 0
     assert evaluate_run(run.path, display()) == []
+    assert counted["hearing"] == (30, 30)
+    assert counted["compiling"] == (1, 1)
+    assert counted["hearing, warped (4 of 4)"] == (30, 30)
+    assert counted["r0_f1: test"] == (15, 15)
     first, second = fitted
     assert first is second, "all folds hear the same copies"
     assert len(first) == 5
