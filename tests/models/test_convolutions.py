@@ -170,8 +170,8 @@ def test_bfloat16_convolutions_are_right_within_their_rounding(width, stride, in
 
     def with_gradients(dtype):
         convolve = functools.partial(convolutions.strided_conv, stride=stride, dtype=dtype)
-        value, pullback = jax.vjp(convolve, x, kernel)
-        return value, *pullback(jnp.asarray(_normal(*value.shape, seed=2), dtype))
+        weights = _normal(2, (length - width) // stride + 1, outputs, seed=2)
+        return _value_and_gradients(convolve, (x, kernel), weights)
 
     with products.formulation(platform=platform):
         low = with_gradients(jnp.bfloat16)
@@ -235,8 +235,11 @@ def _primitives(closed):
 
 
 def _value_and_gradients(function, arguments, weights):
-    value, pullback = jax.vjp(function, *arguments)
-    return value, *pullback(weights.astype(value.dtype))
+    def run(*arguments):
+        value, pullback = jax.vjp(function, *arguments)
+        return value, *pullback(jnp.asarray(weights, value.dtype))
+
+    return jax.jit(run)(*arguments)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])

@@ -24,8 +24,11 @@ def _both(function, *arguments):
     weights = _normal(*value.shape, seed=9).astype(value.dtype)
 
     def run():
-        value, pullback = jax.vjp(function, *arguments)
-        return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves((value, pullback(weights)))]
+        def value_and_gradients(*arguments):  # a new function: traced anew
+            value, pullback = jax.vjp(function, *arguments)
+            return value, pullback(weights)
+
+        return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(jax.jit(value_and_gradients)(*arguments))]
 
     with products.formulation(plain=True):
         plain = run()
@@ -99,8 +102,8 @@ def test_normalisation_in_bfloat16_is_right_within_its_rounding():
 def test_the_whole_feature_encoder(norm, platform):
     arch = Wav2Vec2Architecture(conv_dim=(16,) * 7, feat_extract_norm=norm, conv_bias=norm is FeatureNorm.LAYER)
     module, audio, lengths = FeatureEncoder(arch), _normal(2, 4_000), jnp.array([4_000, 2_900])
-    params = module.init(jax.random.key(0), audio, lengths)["params"]
-    weights = jnp.asarray(_normal(*module.apply({"params": params}, audio, lengths).shape, seed=3))
+    params = jax.jit(module.init)(jax.random.key(0), audio, lengths)["params"]
+    weights = _normal(2, arch.num_frames(4_000), 16, seed=3)
 
     def loss(params, audio):
         frames = module.apply({"params": params}, audio, lengths)
@@ -108,7 +111,7 @@ def test_the_whole_feature_encoder(norm, platform):
         return jnp.sum(jnp.where(inside[..., None], frames * weights, 0))
 
     def gradients():
-        fresh = jax.jit(jax.grad(lambda *arguments: loss(*arguments), argnums=(0, 1)))  # a new function: traced anew
+        fresh = jax.jit(jax.grad(lambda *arguments: loss(*arguments), argnums=(0, 1)))
         return jax.tree.leaves(fresh(params, audio))
 
     with products.formulation(plain=True):

@@ -389,7 +389,7 @@ def test_nothing_to_spell_with_or_nobody_to_spell(batch, time):
         np.ones((batch, 2), np.int32),
         np.zeros((batch, 2)),
     )
-    losses, gradient = _losses_and_gradient(*case)
+    losses, gradient = jax.jit(lambda *case: _losses_and_gradient(*case))(*case)
     np.testing.assert_array_equal(losses, np.full(batch, INFEASIBLE_LOSS, np.float32))
     assert gradient.shape == case[0].shape
 
