@@ -33,7 +33,8 @@ from jax_mtlser.data.batches import BatchSource
 from jax_mtlser.experiments.kept_frames import KeptFrames
 from jax_mtlser.models.frozen import FrozenPart, frozen_part
 from jax_mtlser.training.frozen_corpus import frozen_corpus
-from jax_mtlser.training.program_report import Instruction, part_of, read_program
+from jax_mtlser.training.hlo_text import Instruction, read_program
+from jax_mtlser.training.program_report import part_of
 
 PRESETS = {
     "cpu": workload.Shapes("small", (4.5,), workload.BATCH_SIZE),

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_mtlser.training.program_report import ProgramReport, lowered_report, part_of, program_report, read_program
+from jax_mtlser.training.hlo_text import read_program
+from jax_mtlser.training.program_report import ProgramReport, lowered_report, part_of, program_report
 
 SQUARE = jax.ShapeDtypeStruct((64, 64), jnp.float32)
 

@@ -248,7 +248,7 @@ def test_kernels_that_were_cast_before_say_the_same(name):
         np.testing.assert_array_equal(other[key], value)
 
 
-@pytest.mark.parametrize("name", ["group", "wavlm", "data2vec"])
+@pytest.mark.parametrize("name", ["group", pytest.param("wavlm", marks=pytest.mark.slow), "data2vec"])
 @pytest.mark.parametrize("length", [300, 6000], ids=["one block", "many blocks"])
 def test_taps_that_were_transformed_before_say_the_same_and_are_not_read_again(name, length):
     audio, lengths = _batch([_utterance(length, 0)], length)

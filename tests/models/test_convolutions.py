@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jax_mtlser.models import convolutions, products
-from jax_mtlser.training.program_report import read_program
+from jax_mtlser.training.hlo_text import read_program
 
 # (kernel, stride, input channels, output channels, length): thin and wide inputs take different paths.
 STRIDED = [

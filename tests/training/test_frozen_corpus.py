@@ -49,7 +49,9 @@ def trained(freeze, *, kept: bool, head_input=HeadInput.LAST, method=WeightingMe
     steps = CompiledSteps(spec, buckets, make_mesh(devices), resident_samples=samples, resident_frames=frames)
     params = steps.init_params(0)
     state = steps.init_state(params, 0)
-    steps.compile(knobs(), names=("train", "eval", "frozen") if kept else ("train", "eval"))
+    plan = plan_epoch(range(ROWS), buckets, seed=0, epoch=0)
+    steps.compile(knobs(), names=("train", "frozen") if kept else ("train",))
+    steps.compile(None, names=("eval",), buckets=[plan[-1].bucket])
     done = []
     resident = steps.put(
         frozen_corpus(steps, source, params["encoder"], lambda *count: done.append(count))
@@ -57,12 +59,12 @@ def trained(freeze, *, kept: bool, head_input=HeadInput.LAST, method=WeightingMe
         else source.resident_corpus()
     )
     losses, seen = [], []
-    for planned in plan_epoch(range(ROWS), buckets, seed=0, epoch=0):
+    for planned in plan:
         batch = steps.put_batch(source.get(planned))
         state, metrics = steps.train(planned.bucket, state, batch, steps.put(knobs()), resident)
         losses.append(float(metrics.loss))
         seen.append(planned.bucket)
-        judged = jax.device_get(steps.evaluate(planned.bucket, steps.ready(state.params), batch, resident))
+    judged = jax.device_get(steps.evaluate(planned.bucket, steps.ready(state.params), batch, resident))
     assert set(seen) == {0, 1}
     assert not kept or done[-1] == (ROWS, ROWS)
     return losses, jax.device_get(state.params), judged
