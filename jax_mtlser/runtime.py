@@ -36,6 +36,9 @@ _OWN_PRODUCTS = "xla_gpu_enable_triton_gemm"
 # not do its share: the others would wait for it.
 _SHARED_TUNING = "xla_gpu_shard_autotuning"
 
+# LLVM fills half of AVX-512's registers, for processors that lower their clock with whole ones. Those with AMX do not.
+_VECTOR_BITS = "xla_cpu_prefer_vector_width"
+
 
 def prepare_xla() -> None:
     """Set the XLA flags that correct results depend on; called when the package is imported.
@@ -61,9 +64,11 @@ def compiler_options() -> dict[str, Any]:
     """What XLA is told for this backend when a program is compiled; ``XLA_FLAGS`` that say otherwise win."""
     import jax  # not at module level: prepare_xla() must come first
 
-    if jax.default_backend() != "gpu":
-        return {}
-    options = {_OWN_PRODUCTS: False, **({_SHARED_TUNING: False} if jax.process_count() > 1 else {})}
+    options: dict[str, Any] = {}
+    if jax.default_backend() == "gpu":
+        options = {_OWN_PRODUCTS: False, **({_SHARED_TUNING: False} if jax.process_count() > 1 else {})}
+    elif jax.default_backend() == "cpu" and "amx_bf16" in processor_flags():
+        options = {_VECTOR_BITS: 512}
     return {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
 
 

@@ -7,6 +7,7 @@ import sys
 import types
 from importlib import metadata
 
+import jax
 import pytest
 
 from jax_mtlser import runtime
@@ -113,3 +114,15 @@ def test_a_tuned_allocator_keeps_all_memory_unless_the_user_says_when_it_goes_ba
     tuned, first, second = result.stdout.split()
     assert (tuned == "True") == kept
     assert (int(second) < int(first) / 10) == kept
+
+
+def test_processors_with_amx_fill_their_vectors_unless_the_user_says_otherwise(monkeypatch):
+    found = []
+    for flags in ({"avx512f"}, {"avx512f", "amx_bf16"}):
+        monkeypatch.setattr(runtime, "processor_flags", lambda flags=flags: flags)
+        found.append(runtime.compiler_options())
+    assert found == [{}, {"xla_cpu_prefer_vector_width": 512}]
+    # An option that XLA does not know would be refused here.
+    assert jax.jit(lambda x: x + 1, compiler_options=found[1])(1) == 2
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=256")
+    assert runtime.compiler_options() == {}
