@@ -46,7 +46,7 @@ hypothesis.settings.load_profile("suite")
 
 
 def pytest_collection_finish() -> None:
-    """What was imported until here stays; looking through it again for garbage is a thirtieth of the suite's time."""
+    """What was imported until here stays, and is not looked through for garbage again and again."""
     gc.freeze()
 
 

@@ -109,7 +109,7 @@ class Judge:
             yield planned, self.steps.evaluate(planned.bucket, params, batch, corpus)
 
     def _on_devices(self, batches: Sequence[PlannedBatch], title: str) -> Iterator[tuple[PlannedBatch, Any]]:
-        """Batches with their samples; a bar counts the utterances of those that were asked back for more."""
+        """Batches with their samples; a bar counts the utterances of those that are done."""
         counts = [int(np.sum(planned.rows != FILL)) for planned in batches]
         with self.display.counting(title) as progress:
             done = itertools.accumulate(counts)

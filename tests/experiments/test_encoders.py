@@ -251,7 +251,7 @@ def test_a_regression_for_an_encoder_that_warps_frequencies_hears_warped_copies(
     "changes",
     [
         {"model.encoder.freeze": Freeze.NOTHING},
-        {"model.encoder.freeze": Freeze.ENCODER},
+        pytest.param({"model.encoder.freeze": Freeze.ENCODER}, marks=pytest.mark.slow),
         pytest.param({"weights.method": WeightingMethod.GRADNORM}, marks=pytest.mark.slow),
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()),

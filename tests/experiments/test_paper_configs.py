@@ -122,7 +122,7 @@ def smoke(name: str, workdir: Path, *flags: str) -> dict:
         pytest.param("figs9_11.py:gamma_beta", "gamma0_beta0.4_r0_f0", marks=pytest.mark.slow),
         pytest.param("table3.py", "alpha0.4_beta0.6_gamma0.1_r0_f0", marks=pytest.mark.slow),
         ("table4.py", "SER_r0_f0,SER+GR+SR+ASR_r0_f0"),
-        ("table5.py", "uncertainty_r0_f0"),
+        pytest.param("table5.py", "uncertainty_r0_f0", marks=pytest.mark.slow),
     ],
 )
 def test_each_experiment_runs_in_small(name, members, tmp_path, capsys):

@@ -198,7 +198,7 @@ def _shapes(draw):
 
 # The platform may stay the same for all examples.
 @settings(
-    max_examples=15, deadline=None, derandomize=True, database=None,
+    max_examples=10, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(_shapes())

@@ -73,7 +73,13 @@ def plain():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"devices": 8}, {"accumulation": 4}, {"devices": 2, "accumulation": 2}, {"plain": True}]
+    "changes",
+    [
+        {"devices": 8},
+        pytest.param({"accumulation": 4}, marks=pytest.mark.slow),
+        {"devices": 2, "accumulation": 2},
+        {"plain": True},
+    ],
 )
 def test_devices_accumulation_and_plain_formulas_do_not_change_the_training(changes):
     metrics, params = plain()
