@@ -13,13 +13,15 @@ import pytest
 
 # Eight emulated devices, so that sharding is tested on any machine. Compilation is most of the suite's time, and the
 # tests' models are too small to repay optimisations: LLVM's, and the long code that XLA's newer emitter of fusions
-# gives it (a flag that jaxlib 0.11 has no longer, and an unknown one would abort the process). Flags of the user come
-# last and win: with --xla_backend_optimization_level=3 and --xla_cpu_use_fusion_emitters=true, programs are compiled as
-# they are outside of tests.
+# gives it (a flag that jaxlib 0.11 has no longer, and an unknown one would abort the process). Dividing a program among
+# threads costs more than it saves where the tests have a process for each core. Flags of the user come last and win; see
+# as_released for what makes programs be compiled as they are outside of tests.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",
         *(["--xla_cpu_use_fusion_emitters=false"] if metadata.version("jaxlib").startswith("0.10.") else ()),
         os.environ.get("XLA_FLAGS", ""),
     ]
@@ -54,7 +56,7 @@ def pytest_collection_finish() -> None:
 def as_released() -> dict[str, bool | int]:
     """Compiler options of programs as they are outside of tests: for what is judged by its program or its last bit."""
     emitters = {"xla_cpu_use_fusion_emitters": True} if metadata.version("jaxlib").startswith("0.10.") else {}
-    return {"xla_backend_optimization_level": 3, **emitters}
+    return {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False, **emitters}
 
 
 @pytest.fixture(scope="session")
